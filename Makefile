@@ -1,0 +1,43 @@
+# One place to set up, run and check Headroom. `make help` lists the targets.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+# A machine with an NVIDIA driver gets torch's CUDA build, any other the CPU build.
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c '^GPU')
+ifneq ($(filter-out 0,$(HAS_GPU)),)
+TORCH_INSTALL := torch
+CONSTRAINTS   :=
+else
+TORCH_INSTALL := --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch
+CONSTRAINTS   := --constraint constraints/cpu.txt
+endif
+
+.PHONY: help setup demo test lint clean
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
+
+setup: $(READY)  ## create .venv with everything installed
+
+$(READY): pyproject.toml constraints/cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) $(TORCH_INSTALL)
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --group dev --editable '.[service,worker]'
+	@touch $@
+
+demo: $(READY)  ## run the main job, end to end, through the HTTP API
+	@$(BIN)/headroom demo
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## style, types and import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,80 @@
+"""A job's events and metrics: an append-only Redis stream with stable cursors."""
+
+import json
+from typing import Any
+
+from redis import Redis
+from redis.client import Pipeline
+
+from service.contract import keys
+from service.contract.connection import available
+from service.contract.index import Page
+from service.contract.job import Event, StoredEvent
+
+PREFIX = "ftevent-"
+
+
+def append(pipe: "Pipeline[Any]", job_id: str, event: Event) -> None:
+    """Queue an event on a pipeline, so that it is written with the change it tells of."""
+    fields = {
+        "level": event.level,
+        "message": event.message,
+        "type": event.type,
+        "data": json.dumps(event.data),
+    }
+    pipe.xadd(keys.events(job_id), fields)
+
+
+class Events:
+    """Read a job's events, and keep their number bounded."""
+
+    def __init__(self, redis: Redis, cap: int) -> None:
+        self._redis = redis
+        self._cap = cap
+
+    def page(self, job_id: str, *, after: str | None, limit: int) -> Page[StoredEvent]:
+        """Events newest first, older than the cursor `after`."""
+        end = f"({after.removeprefix(PREFIX)}" if after else "+"
+        with available():
+            entries = self._redis.xrevrange(keys.events(job_id), max=end, count=limit + 1)
+        events = [_stored(entry_id, fields) for entry_id, fields in entries]
+        return Page(events[:limit], has_more=len(events) > limit)
+
+    def since(self, job_id: str, *, after: str | None, limit: int) -> Page[StoredEvent]:
+        """Events oldest first, newer than the cursor `after`: what a follower polls."""
+        start = f"({after.removeprefix(PREFIX)}" if after else "-"
+        with available():
+            entries = self._redis.xrange(keys.events(job_id), min=start, count=limit + 1)
+        events = [_stored(entry_id, fields) for entry_id, fields in entries]
+        return Page(events[:limit], has_more=len(events) > limit)
+
+    def metrics(self, job_id: str, resolution: int) -> list[StoredEvent]:
+        """The metrics, oldest first, thinned evenly to about `resolution` points; the newest stays."""
+        with available():
+            entries = self._redis.xrange(keys.events(job_id))
+        points = [_stored(i, fields) for i, fields in entries if fields["type"] == "metrics"]
+        stride = max(1, -(-len(points) // resolution))
+        return points[::-1][::stride][::-1]
+
+    def thin(self, job_id: str) -> None:
+        """Where there are more events than the cap, drop every second metric of the older half."""
+        key = keys.events(job_id)
+        with available():
+            if self._redis.xlen(key) <= self._cap:
+                return
+            entries = self._redis.xrange(key, count=self._cap // 2)
+            metrics = [i for i, fields in entries if fields["type"] == "metrics"]
+            if dropped := metrics[1::2]:
+                self._redis.xdel(key, *dropped)
+
+
+def _stored(entry_id: str, fields: dict[str, str]) -> StoredEvent:
+    """An event from a stream entry; its time is the id's."""
+    return StoredEvent(
+        id=f"{PREFIX}{entry_id}",
+        created_at=int(entry_id.split("-", maxsplit=1)[0]) // 1000,
+        level=fields["level"],
+        message=fields["message"],
+        type=fields["type"],
+        data=json.loads(fields["data"]),
+    )

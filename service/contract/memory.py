@@ -1,0 +1,104 @@
+"""The memory ledger and the numerics receipt: what a job measured about its own loss layer.
+
+Each figure says where it comes from; a saving always names its baseline.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+LossName = Literal["full_logits", "compiled_full_logits", "chunked", "cce"]
+Provenance = Literal["measured", "modelled", "out_of_memory"]
+
+
+class Frozen(BaseModel):
+    """An immutable record."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Figure(Frozen):
+    """A number of bytes and where it comes from.
+
+    Attributes:
+        bytes: Peak bytes above the inputs and the gradients themselves; for `out_of_memory`,
+            the bytes that the failed allocation asked for.
+        provenance: `measured` by the allocator, `modelled` by a formula, or `out_of_memory`.
+        formula: The formula's name, for a modelled figure.
+    """
+
+    bytes: int
+    provenance: Provenance
+    formula: str | None = None
+
+
+class LossMemory(Frozen):
+    """One loss on the job's own shapes.
+
+    Attributes:
+        loss: Which loss.
+        loss_layer: Peak of forward and backward of the loss layer alone.
+        step: Peak of a whole forward and backward pass of the model, or None if not run.
+        tokens_per_s: Throughput of those passes, or None if not run.
+    """
+
+    loss: LossName
+    loss_layer: Figure
+    step: Figure | None = None
+    tokens_per_s: float | None = None
+
+
+class Saving(Frozen):
+    """What the job's loss saves against one named baseline."""
+
+    baseline: LossName
+    loss_layer_bytes: int
+    loss_layer_ratio: float
+    step_bytes: int | None = None
+    step_ratio: float | None = None
+
+
+class MemoryLedger(Frozen):
+    """The loss layer's memory on one job's model, micro-batch and device.
+
+    Attributes:
+        device: Name of the device, for example `NVIDIA H200` or `cpu`.
+        method: How bytes were counted, for example `cuda allocator peak`.
+        tokens: Rows N of the loss: supervised positions of the measured micro-batch.
+        vocab_size: V.
+        hidden_size: D.
+        dtype: Compute dtype of the measured passes.
+        losses: One entry a loss.
+        savings: The job's loss against each measured or modelled baseline.
+    """
+
+    device: str
+    method: str
+    micro_batch_size: int
+    seq_length: int
+    tokens: int
+    vocab_size: int
+    hidden_size: int
+    dtype: str
+    losses: list[LossMemory]
+    savings: list[Saving]
+
+
+class NumericsReceipt(Frozen):
+    """Parity of the loss on the job's first real batch, against fp32 on the unmodified model.
+
+    Errors are relative: ||g - g_fp32|| / ||g_fp32|| over a slice of `rows` rows.
+    """
+
+    implementation: str
+    preset: str
+    rows: int
+    loss: float
+    loss_reference: float
+    loss_error: float
+    hidden_grad_error: float
+    head_grad_error: float | None
+    tolerance: float
+    filtered_mass: float | None = None
+    seed: int
+    versions: dict[str, str]

@@ -1,0 +1,110 @@
+"""Models: the base models that may be fine-tuned, and the records of the fine-tuned ones."""
+
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+from redis import Redis
+
+from service.contract import keys
+from service.contract.connection import available
+from service.contract.errors import NotFound
+from service.contract.index import newest_first
+from service.contract.settings import Settings
+
+
+class ModelFile(BaseModel):
+    """A file of a model, by its name below the model's folder."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    bytes: int
+
+
+class ModelRecord(BaseModel):
+    """A model that a job made; its folder is whole in the storage.
+
+    Attributes:
+        base: Name of the model it was trained from.
+        kind: `full` weights, or a `lora` adapter that needs its base.
+        path: Storage path of its folder.
+        step: The optimizer step of a checkpoint's model, None for a job's result.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    org: str
+    created_at: int
+    base: str
+    job_id: str
+    kind: Literal["full", "lora"]
+    path: str
+    step: int | None = None
+    files: list[ModelFile]
+
+
+class BaseModels:
+    """The allow-list: subfolders of configured folders, and hub ids by pattern."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._folders = settings.model_folders
+        self._patterns = settings.hub_models
+
+    def names(self) -> list[str]:
+        """Names of the folders that hold a model, sorted."""
+        found = {
+            path.parent.name for folder in self._folders for path in folder.glob("*/config.json")
+        }
+        return sorted(found)
+
+    def source(self, name: str) -> str | None:
+        """What `from_pretrained` loads for `name`: a folder or a hub id; None if not allowed."""
+        if name in self.names():
+            folder = next(f for f in self._folders if (f / name / "config.json").is_file())
+            return str((folder / name).resolve())
+        if any(fnmatchcase(name, pattern) for pattern in self._patterns):
+            return name
+        return None
+
+
+class Models:
+    """The records of fine-tuned models."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    def add(self, record: ModelRecord, created_ms: int) -> None:
+        """Record a model whose folder is already whole in the storage."""
+        with available(), self._redis.pipeline() as pipe:
+            pipe.set(keys.model(record.id), record.model_dump_json())
+            pipe.zadd(keys.org_index(record.org, "models"), {record.id: created_ms})
+            pipe.execute()
+
+    def get(self, org: str, model_id: str) -> ModelRecord:
+        """A model of `org`.
+
+        Raises:
+            NotFound: No such model, or another organization's.
+        """
+        with available():
+            raw = self._redis.get(keys.model(model_id))
+        record = ModelRecord.model_validate_json(raw) if raw else None
+        if record is None or record.org != org:
+            raise NotFound(f"No such model: {model_id}.", code="model_not_found", param="model")
+        return record
+
+    def all(self, org: str) -> list[ModelRecord]:
+        """Every model of `org`, newest first."""
+        with available():
+            ids = newest_first(self._redis, keys.org_index(org, "models"), None)
+            raws = self._redis.mget([keys.model(id_) for id_ in ids]) if ids else []
+        return [ModelRecord.model_validate_json(raw) for raw in raws if raw]
+
+    def remove(self, record: ModelRecord) -> None:
+        """Forget a model; its folder is the caller's to delete afterwards."""
+        with available(), self._redis.pipeline() as pipe:
+            pipe.delete(keys.model(record.id))
+            pipe.zrem(keys.org_index(record.org, "models"), record.id)
+            pipe.execute()

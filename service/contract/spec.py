@@ -1,0 +1,127 @@
+"""What a caller asks of a job: hyperparameters, training options, and their resolved values.
+
+Names and ranges of `Hyperparameters` are the OpenAI wire format's; `TrainingOptions` are
+Headroom's documented extension fields, sent beside them at the top level of the body.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+Auto = Literal["auto"]
+LrScheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+DtypeName = Literal["float32", "bfloat16", "float16"]
+LossImplementation = Literal["auto", "reference", "blocked", "triton"]
+LossPreset = Literal["default", "exact"]
+Purpose = Literal["fine-tune", "fine-tune-results"]
+
+
+class Options(BaseModel):
+    """Base of the option objects: immutable, and unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Hyperparameters(Options):
+    """The OpenAI hyperparameters of supervised fine-tuning."""
+
+    batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = Field(
+        "auto", description="Sequences per optimizer step. auto: see `max_auto_batch_size`."
+    )
+    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0)] = Field(
+        "auto", description="Factor on the automatic learning rate. auto: 1."
+    )
+    n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = Field(
+        "auto", description="Passes over the training file. auto: 3, fewer for large files."
+    )
+
+
+class LoraAdapter(Options):
+    """Low-rank adapters on the linear layers; the base weights stay frozen."""
+
+    type: Literal["lora"] = "lora"
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="Module names to adapt, or every linear layer but the head."
+    )
+
+
+class LossOptions(Options):
+    """Which implementation of the loss runs, and how exact its backward is."""
+
+    implementation: LossImplementation = Field(
+        "auto", description="auto: the Triton kernels on CUDA, the blocked implementation on CPU."
+    )
+    preset: LossPreset = Field(
+        "default", description="default: filtered backward with a known error; exact: no filter."
+    )
+
+
+class TrainingOptions(Options):
+    """Headroom's extension fields of a job, each with its documented default."""
+
+    learning_rate: Auto | Annotated[float, Field(gt=0, lt=1)] = Field(
+        "auto",
+        description="Peak learning rate. auto: 2e-5 in full, 2e-4 with LoRA, times the multiplier.",
+    )
+    max_seq_length: Auto | Annotated[int, Field(ge=8, le=1_048_576)] = Field(
+        "auto", description="Tokens a sequence. auto: the model's context, at most 4096."
+    )
+    packing: bool = Field(
+        default=False, description="Several examples share a sequence, kept apart by position ids."
+    )
+    gradient_accumulation_steps: Auto | PositiveInt = Field(
+        "auto", description="Micro-batches an optimizer step; it divides batch_size. auto: 1."
+    )
+    gradient_checkpointing: Auto | bool = Field(
+        "auto", description="Recompute activations in backward. auto: on CUDA, off on CPU."
+    )
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.03
+    lr_scheduler: LrScheduler = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    dtype: Auto | DtypeName = Field(
+        "auto", description="Compute dtype. auto: bfloat16 on CUDA, float32 on CPU."
+    )
+    adapter: LoraAdapter | None = Field(
+        None, description="None for full fine-tuning, or a LoRA adapter."
+    )
+    loss: LossOptions = LossOptions()
+    checkpoint_every: Auto | PositiveInt = Field(
+        "auto", description="Optimizer steps between checkpoints. auto: a tenth of the job."
+    )
+    memory_ledger: bool = Field(
+        default=True, description="Measure the loss layer against the baselines at job start."
+    )
+
+
+class JobSpec(Options):
+    """A fine-tuning job as asked for; immutable once created."""
+
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    suffix: str | None = None
+    seed: int
+    hyperparameters: Hyperparameters = Hyperparameters()
+    options: TrainingOptions = TrainingOptions()
+    metadata: dict[str, str] = {}
+
+
+class ResolvedOptions(Options):
+    """The values that the trainer uses, every "auto" resolved; echoed on the job."""
+
+    batch_size: PositiveInt
+    micro_batch_size: PositiveInt
+    gradient_accumulation_steps: PositiveInt
+    n_epochs: PositiveInt
+    learning_rate_multiplier: float
+    learning_rate: float
+    max_seq_length: PositiveInt
+    gradient_checkpointing: bool
+    dtype: DtypeName
+    loss_implementation: Literal["reference", "blocked", "triton"]
+    checkpoint_every: PositiveInt
+    total_steps: PositiveInt

@@ -1,0 +1,1 @@
+"""The Celery side: claim a job, supervise its trainer, repair what was lost."""
