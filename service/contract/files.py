@@ -1,9 +1,10 @@
 """Records of uploaded and result files; their bytes are in the storage."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
+from redis.client import Pipeline
 
 from service.contract import keys
 from service.contract.connection import available
@@ -51,10 +52,14 @@ class Files:
     def add(self, record: FileRecord, created_ms: int) -> None:
         """Record a file whose bytes are already whole in the storage."""
         with available(), self._redis.pipeline() as pipe:
-            expiry = record.expires_at
-            pipe.set(keys.file(record.id), record.model_dump_json(), exat=expiry)
-            pipe.zadd(keys.org_index(record.org, "files"), {record.id: created_ms})
+            self.write(pipe, record, created_ms)
             pipe.execute()
+
+    @staticmethod
+    def write(pipe: "Pipeline[Any]", record: FileRecord, created_ms: int) -> None:
+        """Queue the record on a pipeline, so that it appears with the change that names it."""
+        pipe.set(keys.file(record.id), record.model_dump_json(), exat=record.expires_at)
+        pipe.zadd(keys.org_index(record.org, "files"), {record.id: created_ms})
 
     def get(self, org: str, file_id: str) -> FileRecord:
         """The record of a file of `org`.

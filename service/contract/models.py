@@ -1,10 +1,11 @@
 """Models: the base models that may be fine-tuned, and the records of the fine-tuned ones."""
 
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
+from redis.client import Pipeline
 
 from service.contract import keys
 from service.contract.connection import available
@@ -45,6 +46,18 @@ class ModelRecord(BaseModel):
     files: list[ModelFile]
 
 
+def tuned_model_id(
+    base: str, org: str, suffix: str | None, job_id: str, step: int | None = None
+) -> str:
+    """The id of a job's model, or of the model that its checkpoint at `step` is.
+
+    A model that was itself tuned from a tuned one carries the name of the first.
+    """
+    root = base.split(":")[1] if base.startswith("ft:") else base
+    checkpoint = "" if step is None else f":ckpt-step-{step}"
+    return f"ft:{root}:{org}:{suffix or ''}:{job_id.removeprefix('ftjob-')}{checkpoint}"
+
+
 class BaseModels:
     """The allow-list: subfolders of configured folders, and hub ids by pattern."""
 
@@ -78,9 +91,14 @@ class Models:
     def add(self, record: ModelRecord, created_ms: int) -> None:
         """Record a model whose folder is already whole in the storage."""
         with available(), self._redis.pipeline() as pipe:
-            pipe.set(keys.model(record.id), record.model_dump_json())
-            pipe.zadd(keys.org_index(record.org, "models"), {record.id: created_ms})
+            self.write(pipe, record, created_ms)
             pipe.execute()
+
+    @staticmethod
+    def write(pipe: "Pipeline[Any]", record: ModelRecord, created_ms: int) -> None:
+        """Queue the record on a pipeline, so that it appears with the change that names it."""
+        pipe.set(keys.model(record.id), record.model_dump_json())
+        pipe.zadd(keys.org_index(record.org, "models"), {record.id: created_ms})
 
     def get(self, org: str, model_id: str) -> ModelRecord:
         """A model of `org`.
@@ -105,6 +123,11 @@ class Models:
     def remove(self, record: ModelRecord) -> None:
         """Forget a model; its folder is the caller's to delete afterwards."""
         with available(), self._redis.pipeline() as pipe:
-            pipe.delete(keys.model(record.id))
-            pipe.zrem(keys.org_index(record.org, "models"), record.id)
+            self.erase(pipe, record.org, record.id)
             pipe.execute()
+
+    @staticmethod
+    def erase(pipe: "Pipeline[Any]", org: str, model_id: str) -> None:
+        """Queue the removal of a record on a pipeline."""
+        pipe.delete(keys.model(model_id))
+        pipe.zrem(keys.org_index(org, "models"), model_id)

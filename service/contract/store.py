@@ -22,7 +22,13 @@ from service.contract.job import EDGES, Checkpoint, Event, JobRecord, JobStatus
 
 # A queued job is claimed for training, one that waits for validation for that.
 _CLAIMABLE = frozenset({JobStatus.VALIDATING_FILES, JobStatus.QUEUED})
+# Where an attempt works on a job; in any other status its claim is over.
+_CLAIMED = frozenset({JobStatus.VALIDATING_FILES, JobStatus.RUNNING})
 Change = Callable[[JobRecord], tuple[dict[str, Any], Event | None]]
+# Further writes, queued into the transaction of a change.
+Also = Callable[["Pipeline[Any]"], None]
+
+CANCELLED = Event(level="warn", message="Cancelled by request.")
 
 
 @dataclass(frozen=True)
@@ -126,19 +132,21 @@ class Store:
 
     # Claiming
 
-    def claim(self, job_id: str, worker: str) -> Claim | None:
-        """Take a job that waits for validation or for a GPU; None where there is nothing to take.
+    def claim(self, job_id: str, worker: str, waiting: JobStatus) -> Claim | None:
+        """Take a job that waits in status `waiting`; None where there is nothing to take.
 
-        The claim bumps the fencing token and sets the lease in the same step. A queued job becomes
+        Whoever validates has no GPU and must not take a job for training: hence the status. The
+        claim bumps the fencing token and sets the lease in the same step. A queued job becomes
         running; a job that waits for validation keeps its status.
         """
+        assert waiting in _CLAIMABLE, waiting
         lease = keys.lease(job_id)
 
         def write(pipe: "Pipeline[Any]") -> Claim | None:
             record = _parse(pipe.hgetall(keys.job(job_id)))
             held = bool(pipe.exists(lease))
             pipe.multi()
-            if record is None or held or record.status not in _CLAIMABLE:
+            if record is None or held or record.status is not waiting:
                 return None
             changes: dict[str, Any] = {"token": record.token + 1, "worker": worker}
             event = Event(message="Validating the training file.")
@@ -187,33 +195,61 @@ class Store:
             claim.job_id, lambda record: (_held(record, claim) and changes, event), claim.token
         )
 
-    def add_checkpoint(self, claim: Claim, checkpoint: Checkpoint) -> None:
-        """Record a checkpoint that is whole in the storage.
+    def release(self, claim: Claim, event: Event) -> None:
+        """Give a claim back without a change of status: the job waits for validation again.
 
         Raises:
             LostClaim: Another attempt has the job, or it has ended.
         """
-        key = keys.job(claim.job_id)
+        self._change(claim.job_id, lambda _: ({}, event), claim.token, release=True)
 
-        def write(pipe: "Pipeline[Any]") -> None:
+    def add_checkpoint(
+        self, claim: Claim, checkpoint: Checkpoint, *, keep: int, also: Also | None = None
+    ) -> list[Checkpoint]:
+        """Record a checkpoint that is whole in the storage, and forget all but the newest `keep`.
+
+        Returns:
+            The forgotten checkpoints; their folders are the caller's to delete.
+
+        Raises:
+            LostClaim: Another attempt has the job, or it has ended.
+        """
+        key, index = keys.job(claim.job_id), keys.checkpoints(claim.job_id)
+
+        def write(pipe: "Pipeline[Any]") -> list[Checkpoint]:
             record = _held(_parse(pipe.hgetall(key)), claim)
+            known = [Checkpoint.model_validate_json(raw) for raw in pipe.zrange(index, 0, -1)]
+            others = [old for old in known if old.step != checkpoint.step]
+            kept = [*others[max(0, len(others) - keep + 1) :], checkpoint]
             pipe.multi()
-            index = keys.checkpoints(claim.job_id)
-            pipe.zremrangebyscore(index, checkpoint.step, checkpoint.step)
-            pipe.zadd(index, {checkpoint.model_dump_json(): checkpoint.step})
+            pipe.delete(index)
+            pipe.zadd(index, {each.model_dump_json(): each.step for each in kept})
+            if also is not None:
+                also(pipe)
             event = Event(
                 message=f"Checkpoint created at step {checkpoint.step}.",
                 data={"step": checkpoint.step, "checkpoint": checkpoint.id},
             )
             self._write(pipe, record, {}, event)
+            paths = {each.path for each in kept}
+            return [old for old in known if old.path not in paths]
 
         with available():
-            self._redis.transaction(write, key)
+            return self._redis.transaction(write, key, index, value_from_callable=True)
 
     def transition(
-        self, job_id: str, to: JobStatus, event: Event, *, token: int | None = None, **changes: Any
+        self,
+        job_id: str,
+        to: JobStatus,
+        event: Event,
+        *,
+        token: int | None = None,
+        also: Also | None = None,
+        **changes: Any,
     ) -> JobRecord:
         """Move a job along a legal edge, release the lease, and append the event, all or nothing.
+
+        A job that would go back to the queue, but was asked to be cancelled, is cancelled.
 
         Args:
             job_id: The job.
@@ -221,6 +257,7 @@ class Store:
             event: What to tell about it.
             token: The claim's fencing token; None for an actor that holds no claim (a cancel of a
                 waiting job, the reaper), which may then move only a job without a live lease.
+            also: Further writes of the same transaction, for example the records of a result.
             changes: Further fields to set.
 
         Raises:
@@ -229,15 +266,16 @@ class Store:
         """
 
         def decide(record: JobRecord) -> tuple[dict[str, Any], Event]:
+            if to is JobStatus.QUEUED and record.cancel_requested:
+                return _arrival(JobStatus.CANCELLED), CANCELLED
             if to not in EDGES[record.status]:
                 raise Conflict(
                     f"Job {job_id} is {record.status}; it cannot become {to}.",
                     code="illegal_transition",
                 )
-            ended = {"finished_at": int(time.time())} if not EDGES[to] else {}
-            return {"status": to, "cancel_requested": False, **ended, **changes}, event
+            return {**_arrival(to), **changes}, event
 
-        return self._change(job_id, decide, token, release=True)
+        return self._change(job_id, decide, token, release=True, also=also)
 
     def request_cancel(self, job_id: str) -> JobRecord:
         """Ask the attempt that holds the job to stop; a job that nobody holds is cancelled now.
@@ -245,9 +283,8 @@ class Store:
         Raises:
             Conflict: The job has ended.
         """
-        event = Event(level="warn", message="Cancelled by request.")
         try:
-            return self.transition(job_id, JobStatus.CANCELLED, event)
+            return self.transition(job_id, JobStatus.CANCELLED, CANCELLED)
         except Conflict:
             record = self.get(job_id)
             if record.terminal:
@@ -256,7 +293,13 @@ class Store:
         return self._change(job_id, lambda _: ({"cancel_requested": True}, asked), record.token)
 
     def _change(
-        self, job_id: str, decide: Change, token: int | None, *, release: bool = False
+        self,
+        job_id: str,
+        decide: Change,
+        token: int | None,
+        *,
+        release: bool = False,
+        also: Also | None = None,
     ) -> JobRecord:
         """Read, decide and write in one transaction; see `transition` for `token`."""
         key, lease = keys.job(job_id), keys.lease(job_id)
@@ -267,12 +310,14 @@ class Store:
                 raise NotFound(f"No such fine-tuning job: {job_id}.", code="job_not_found")
             if token is None and pipe.exists(lease):
                 raise Conflict(f"An attempt holds job {job_id}.", code="job_held")
-            if token not in {None, record.token}:
-                raise LostClaim(f"Token {token} of job {job_id} is old; it is at {record.token}.")
+            if token is not None:
+                _held(record, Claim(job_id, token))
             changes, event = decide(record)
             pipe.multi()
             if release:
                 pipe.delete(lease)
+            if also is not None:
+                also(pipe)
             return self._write(pipe, record, changes, event)
 
         with available():
@@ -303,9 +348,15 @@ class Store:
 
 def _held(record: JobRecord | None, claim: Claim) -> JobRecord:
     """The record, if the claim still holds it."""
-    if record is None or record.token != claim.token or record.terminal:
+    if record is None or record.token != claim.token or record.status not in _CLAIMED:
         raise LostClaim(f"Attempt {claim.token} no longer holds job {claim.job_id}.")
     return record
+
+
+def _arrival(to: JobStatus) -> dict[str, Any]:
+    """The fields that every transition to `to` sets."""
+    finished = {"finished_at": int(time.time())} if not EDGES[to] else {}
+    return {"status": to, "cancel_requested": False, **finished}
 
 
 def _parse(fields: dict[str, str]) -> JobRecord | None:
