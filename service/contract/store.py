@@ -7,6 +7,7 @@ MULTI; a concurrent writer makes it start over. Nothing else in the code base wr
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -283,14 +284,19 @@ class Store:
         Raises:
             Conflict: The job has ended.
         """
-        try:
-            return self.transition(job_id, JobStatus.CANCELLED, CANCELLED)
-        except Conflict:
-            record = self.get(job_id)
-            if record.terminal:
-                raise
         asked = Event(level="warn", message="Cancellation requested.")
-        return self._change(job_id, lambda _: ({"cancel_requested": True}, asked), record.token)
+        while True:
+            try:
+                return self.transition(job_id, JobStatus.CANCELLED, CANCELLED)
+            except Conflict:
+                record = self.get(job_id)
+                if record.terminal:
+                    raise
+            # Where the attempt has ended meanwhile, nobody would hear the request: start over.
+            with suppress(LostClaim):
+                return self._change(
+                    job_id, lambda _: ({"cancel_requested": True}, asked), record.token
+                )
 
     def _change(
         self,
