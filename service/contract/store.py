@@ -20,6 +20,7 @@ from service.contract.connection import available
 from service.contract.errors import Conflict, LostClaim, NotFound
 from service.contract.index import Page, newest_first
 from service.contract.job import EDGES, Checkpoint, Event, JobRecord, JobStatus
+from service.contract.models import ModelRecord, Models
 
 # A queued job is claimed for training, one that waits for validation for that.
 _CLAIMABLE = frozenset({JobStatus.VALIDATING_FILES, JobStatus.QUEUED})
@@ -205,9 +206,11 @@ class Store:
         self._change(claim.job_id, lambda _: ({}, event), claim.token, release=True)
 
     def add_checkpoint(
-        self, claim: Claim, checkpoint: Checkpoint, *, keep: int, also: Also | None = None
+        self, claim: Claim, checkpoint: Checkpoint, model: ModelRecord, *, keep: int
     ) -> list[Checkpoint]:
-        """Record a checkpoint that is whole in the storage, and forget all but the newest `keep`.
+        """Record a checkpoint that is whole in the storage, and the model that it can be used as.
+
+        All but the newest `keep` checkpoints of the job are forgotten, with their models.
 
         Returns:
             The forgotten checkpoints; their folders are the caller's to delete.
@@ -222,18 +225,19 @@ class Store:
             known = [Checkpoint.model_validate_json(raw) for raw in pipe.zrange(index, 0, -1)]
             others = [old for old in known if old.step != checkpoint.step]
             kept = [*others[max(0, len(others) - keep + 1) :], checkpoint]
+            dropped = [old for old in known if old.path not in {each.path for each in kept}]
             pipe.multi()
             pipe.delete(index)
             pipe.zadd(index, {each.model_dump_json(): each.step for each in kept})
-            if also is not None:
-                also(pipe)
+            for old in dropped:
+                Models.erase(pipe, record.org, old.model)
+            Models.write(pipe, model, _now_ms())
             event = Event(
                 message=f"Checkpoint created at step {checkpoint.step}.",
                 data={"step": checkpoint.step, "checkpoint": checkpoint.id},
             )
             self._write(pipe, record, {}, event)
-            paths = {each.path for each in kept}
-            return [old for old in known if old.path not in paths]
+            return dropped
 
         with available():
             return self._redis.transaction(write, key, index, value_from_callable=True)
