@@ -1,5 +1,7 @@
 """Records of uploaded and result files; their bytes are in the storage."""
 
+import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -40,7 +42,7 @@ class FileRecord(BaseModel):
     @property
     def path(self) -> str:
         """Where the storage keeps the bytes."""
-        return f"files/{self.id}"
+        return _path(self.id)
 
 
 class Files:
@@ -60,6 +62,8 @@ class Files:
         """Queue the record on a pipeline, so that it appears with the change that names it."""
         pipe.set(keys.file(record.id), record.model_dump_json(), exat=record.expires_at)
         pipe.zadd(keys.org_index(record.org, "files"), {record.id: created_ms})
+        if record.expires_at is not None:
+            pipe.zadd(keys.EXPIRING, {f"{record.id} {record.org}": record.expires_at})
 
     def get(self, org: str, file_id: str) -> FileRecord:
         """The record of a file of `org`.
@@ -92,3 +96,19 @@ class Files:
             pipe.delete(keys.file(record.id))
             pipe.zrem(keys.org_index(record.org, "files"), record.id)
             pipe.execute()
+
+    def remove_expired(self, delete: Callable[[str], None]) -> None:
+        """Forget the files past their expiry, each after `delete` has removed its storage path."""
+        with available():
+            expired: list[str] = self._redis.zrangebyscore(keys.EXPIRING, "-inf", time.time())
+        for member in expired:
+            file_id, org = member.split(" ", maxsplit=1)
+            delete(_path(file_id))
+            with available(), self._redis.pipeline() as pipe:
+                pipe.zrem(keys.EXPIRING, member)
+                pipe.zrem(keys.org_index(org, "files"), file_id)
+                pipe.execute()
+
+
+def _path(file_id: str) -> str:
+    return f"files/{file_id}"

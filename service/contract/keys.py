@@ -10,6 +10,7 @@
     org:{org}:jobs           ZSET    an organization's jobs, scored by creation time in ms
     file:{id}                STRING  a FileRecord as JSON
     org:{org}:files          ZSET    an organization's files, scored by creation time in ms
+    files:expiring           ZSET    "{id} {org}" of each file that expires, scored by when, in s
     model:{id}               STRING  a ModelRecord as JSON
     org:{org}:models         ZSET    an organization's models, scored by creation time in ms
     dedupe:{org}:{key}       STRING  the job that a create with this key or body made; expires
@@ -20,6 +21,7 @@ Celery keeps its own keys (the queues' names are in `queue.py`) in the same data
 JOBS = "jobs"
 ACTIVE = "jobs:active"
 WAITING = "jobs:waiting"
+EXPIRING = "files:expiring"
 
 
 def job(job_id: str) -> str:
