@@ -1,0 +1,26 @@
+"""`python -m worker --queues train`: start a worker; settings come from `HEADROOM_*` variables."""
+
+import argparse
+import sys
+
+from service.contract.queue import TRAIN, VALIDATE, QueueName
+from worker.app import make_worker
+from worker.settings import WorkerSettings
+
+QUEUES: dict[str, QueueName] = {"train": TRAIN, "validate": VALIDATE}
+
+
+def main(arguments: list[str]) -> int:
+    """Run a worker until it is told to stop; the exit code is Celery's."""
+    parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
+    parser.add_argument(
+        "--queues", nargs="+", choices=QUEUES, default=["train"], help="what to take jobs from"
+    )
+    chosen = parser.parse_args(arguments).queues
+    worker = make_worker(WorkerSettings(), [QUEUES[name] for name in chosen])
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

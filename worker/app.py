@@ -1,0 +1,95 @@
+"""The Celery worker: its settings, each with the reason, and what runs beside its tasks.
+
+A message is acknowledged when it arrives: the record, its lease and the reaper make sure that a
+job is run, and no broker setting could. The pool is one thread, since the job runs in a process of
+its own anyway: the main process answers pings and signals while a job runs, and when it is killed
+there is no pool process that lives on.
+"""
+
+from typing import Any
+
+from celery import Celery, bootsteps
+from celery.apps.worker import Worker
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from service.contract.connection import connect
+from service.contract.events import Events
+from service.contract.files import Files
+from service.contract.models import BaseModels, Models
+from service.contract.queue import Queue, QueueName, make_celery
+from service.contract.storage import Storage
+from service.contract.store import Store
+from worker.prepare import Preparation
+from worker.reaper import Reaper
+from worker.runner import Runner
+from worker.settings import WorkerSettings
+from worker.tasks import add_tasks
+
+
+class Supervision(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
+    """Sweeps with the reaper while the worker runs; stops the job before the pool waits for it."""
+
+    requires = ("celery.worker.components:Timer", "celery.worker.components:Pool")
+
+    def __init__(self, worker: Worker, *, runner: Runner, reaper: Reaper, **options: Any) -> None:
+        super().__init__(worker, **options)
+        self._runner = runner
+        self._reaper = reaper
+
+    def start(self, worker: Worker) -> None:
+        """Sweep now and then, on the worker's own timer."""
+        worker.timer.call_repeatedly(self._reaper.settings.reaper_interval_s, self._reaper.sweep)
+
+    def stop(self, worker: Worker) -> None:  # noqa: ARG002 -- Celery's signature
+        """Make the running job give itself back to the queue."""
+        self._runner.stopping.set()
+
+    terminate = stop
+
+
+def make_worker(settings: WorkerSettings, queues: list[QueueName]) -> Worker:
+    """A Celery worker on `queues`, ready to start; nothing is connected yet."""
+    app = make_celery(settings)
+    role = "-".join(queue.removeprefix("headroom.") for queue in queues)
+    runner, reaper = make_supervisor(settings, app)
+    add_tasks(app, runner)
+    app.steps["worker"].add(Supervision)
+    app.conf.update(
+        # An idle worker elsewhere gets the job: none waits here behind the one that runs.
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        task_acks_late=False,
+        # True would revoke the running job when Redis restarts, and lose its message.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        worker_redirect_stdouts=False,
+    )
+    return app.Worker(
+        hostname=f"{role}@{settings.worker_name}",
+        queues=queues,
+        pool="threads",
+        concurrency=1,
+        loglevel=settings.log_level,
+        quiet=True,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        runner=runner,
+        reaper=reaper,
+    )
+
+
+def make_supervisor(settings: WorkerSettings, app: Celery) -> tuple[Runner, Reaper]:
+    """The runner and the reaper of one worker, on a Redis client of their own."""
+    redis = connect(settings)
+    # The lease decides how long a call may be tried again, not the client.
+    redis.set_retry(Retry(NoBackoff(), retries=0))
+    store, events = Store(redis, lease_s=settings.lease_s), Events(redis, settings.event_cap)
+    storage, files, queue = Storage(settings.storage_url), Files(redis), Queue(app, redis)
+    preparation = Preparation(store, storage, files, Models(redis), BaseModels(settings))
+    return (
+        Runner(settings, store, events, queue, preparation),
+        Reaper(settings, store, queue, storage, files),
+    )

@@ -1,0 +1,118 @@
+"""Turn a job record into the trainer's run spec: find the model, fetch the data and checkpoint."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from service.contract.errors import JobFailure, JobFailureCode, NotFound
+from service.contract.files import Files
+from service.contract.job import JobRecord
+from service.contract.models import BaseModels, ModelRecord, Models
+from service.contract.storage import Storage
+from service.contract.store import Store
+from worker.events import DataSource, Mode, RunSpec
+from worker.lease import Lease
+
+_FileField = Literal["training_file", "validation_file"]
+_FILE_FAILURES: dict[_FileField, JobFailureCode] = {
+    "training_file": "invalid_training_file",
+    "validation_file": "invalid_validation_file",
+}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """The model that a job tunes.
+
+    Attributes:
+        load: What `from_pretrained` loads: a folder, or a hub id.
+        under: What to load under `load`, where that is an adapter.
+        base: Name of the model that an adapter trained from here needs under it.
+    """
+
+    load: str
+    under: str | None
+    base: str
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Finds the parts of a run spec, under an attempt's lease."""
+
+    store: Store
+    storage: Storage
+    files: Files
+    models: Models
+    base_models: BaseModels
+
+    def run_spec(
+        self, record: JobRecord, mode: Mode, model: ModelSource, workdir: Path, lease: Lease
+    ) -> RunSpec:
+        """All that a trainer needs, on the local disk.
+
+        Raises:
+            JobFailure: A file is gone, or the storage does not answer.
+        """
+        spec = record.spec
+        data = partial(self._data, org=record.org, workdir=workdir, lease=lease)
+        return RunSpec(
+            mode=mode,
+            job_id=record.id,
+            job=spec,
+            model_source=model.load,
+            base_model=model.under,
+            training=data(spec.training_file, "training_file"),
+            validation=data(spec.validation_file, "validation_file")
+            if spec.validation_file
+            else None,
+            workdir=workdir,
+            resume_from=self._checkpoint(record, workdir, lease) if mode == "train" else None,
+        )
+
+    def model(self, record: JobRecord, workdir: Path, lease: Lease) -> ModelSource:
+        """Find the job's model: one of the allow-list, or one that a job of the caller made.
+
+        Raises:
+            JobFailure: It is not there, or the storage does not answer.
+        """
+        name = record.spec.model
+        if source := self.base_models.source(name):
+            return ModelSource(source, None, name)
+        tuned = self._tuned(record.org, name, lease)
+        load = self._fetch(tuned.path, workdir, lease)
+        if tuned.kind == "full":
+            return ModelSource(load, None, name)
+        under = self.base_models.source(tuned.base)
+        if under is None:
+            full = self._tuned(record.org, tuned.base, lease)
+            under = self._fetch(full.path, workdir, lease)
+        return ModelSource(load, under, tuned.base)
+
+    def _data(
+        self, file_id: str, field: _FileField, *, org: str, workdir: Path, lease: Lease
+    ) -> DataSource:
+        code = _FILE_FAILURES[field]
+        try:
+            file = lease.insist(lambda: self.files.get(org, file_id))
+        except NotFound as error:
+            raise JobFailure(code, f"File {file_id} was deleted.", param=field) from error
+        if file.format is None:
+            raise JobFailure(code, f"File {file_id} is not a checked dataset.", param=field)
+        path = Path(self._fetch(file.path, workdir, lease))
+        return DataSource(path=path, format=file.format, sha256=file.sha256)
+
+    def _tuned(self, org: str, name: str, lease: Lease) -> ModelRecord:
+        try:
+            return lease.insist(lambda: self.models.get(org, name))
+        except NotFound as error:
+            message = f"Model {name} is not on this worker, or was deleted."
+            raise JobFailure("model_unavailable", message, param="model") from error
+
+    def _checkpoint(self, record: JobRecord, workdir: Path, lease: Lease) -> Path | None:
+        """The newest checkpoint of the job."""
+        checkpoints = lease.insist(lambda: self.store.checkpoints(record.id))
+        return Path(self._fetch(checkpoints[0].path, workdir, lease)) if checkpoints else None
+
+    def _fetch(self, path: str, workdir: Path, lease: Lease) -> str:
+        return str(lease.during(lambda: self.storage.fetch(path, workdir)))

@@ -1,0 +1,100 @@
+"""Repair what was lost: leases that ran out, messages that are gone, files that nobody needs.
+
+Every worker runs one; they need not know of each other, since each repair is one transition that
+only the first can make, and a message too many is refused at the claim.
+"""
+
+import logging
+import shutil
+import time
+from dataclasses import dataclass, field
+
+from service.contract.errors import Conflict, Unavailable
+from service.contract.files import Files
+from service.contract.job import Event, JobError, JobRecord, JobStatus
+from service.contract.queue import TRAIN, VALIDATE, Queue, QueueName
+from service.contract.storage import Storage
+from service.contract.store import Store
+from worker.settings import WorkerSettings
+
+logger = logging.getLogger(__name__)
+_QUEUES: dict[JobStatus, QueueName] = {
+    JobStatus.VALIDATING_FILES: VALIDATE,
+    JobStatus.QUEUED: TRAIN,
+}
+
+
+@dataclass(frozen=True)
+class Reaper:
+    """Looks at every unfinished job; holds nothing but since when a job has had no message."""
+
+    settings: WorkerSettings
+    store: Store
+    queue: Queue
+    storage: Storage
+    files: Files
+    _unsent: dict[str, float] = field(default_factory=dict)
+
+    def sweep(self) -> None:
+        """Repair once; where Redis or the storage is away, the next sweep does."""
+        try:
+            unheld = [job for job in self.store.active() if not self.store.has_lease(job.id)]
+            for job in unheld:
+                if job.status is JobStatus.RUNNING:
+                    self._requeue(job)
+            self._resend([job for job in unheld if job.status in _QUEUES])
+            self.files.remove_expired(self.storage.delete)
+            self._remove_abandoned_folders()
+        except Unavailable as away:
+            logger.warning("Not swept: %s", away)
+
+    def _requeue(self, job: JobRecord) -> None:
+        """Queue the job of a lost worker again, or fail it when its tries are used up."""
+        lost = f"Worker {job.worker} was lost during attempt {job.attempt}."
+        try:
+            if job.attempt < self.settings.max_attempts:
+                event = Event(level="warn", message=f"{lost} The job waits for another.")
+                job = self.store.transition(job.id, JobStatus.QUEUED, event)
+            else:
+                self._fail(job, lost)
+        except Conflict:
+            return  # it is held again, or another reaper was first
+        if job.status is JobStatus.QUEUED:
+            self.queue.send(job.id, TRAIN)
+
+    def _fail(self, job: JobRecord, message: str) -> None:
+        error = JobError(code="worker_lost", message=message)
+        event = Event(level="error", message=message, data={"code": error.code})
+        self.store.transition(job.id, JobStatus.FAILED, event, error=error)
+
+    def _resend(self, jobs: list[JobRecord]) -> None:
+        """Send a message for each job that has been without one for the grace period."""
+        sent = self.queue.waiting(VALIDATE) | self.queue.waiting(TRAIN)
+        unsent = {job.id: job for job in jobs if job.id not in sent}
+        now = time.monotonic()
+        since = {job_id: self._unsent.get(job_id, now) for job_id in unsent}
+        self._unsent.clear()
+        for job_id, start in since.items():
+            if now - start < self.settings.resend_grace_s:
+                self._unsent[job_id] = start
+            else:
+                self._send_again(unsent[job_id])
+
+    def _send_again(self, job: JobRecord) -> None:
+        """Send a job's message; a validation that never ends well has its tries counted here."""
+        validating = job.status is JobStatus.VALIDATING_FILES
+        if validating and job.token >= self.settings.max_attempts:
+            try:
+                self._fail(job, f"Every worker that validated the job was lost, {job.token} times.")
+            except Conflict:
+                return
+        else:
+            logger.warning("%s: had no message in its queue; sending another.", job.id)
+            self.queue.send(job.id, _QUEUES[job.status])
+
+    def _remove_abandoned_folders(self) -> None:
+        """Delete the scratch folders of attempts that nobody is at: their worker was killed."""
+        for folder in self.settings.work_dir.glob("ftjob-*"):
+            job_id, _, _ = folder.name.rpartition("-")
+            if not self.store.has_lease(job_id):
+                shutil.rmtree(folder, ignore_errors=True)

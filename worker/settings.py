@@ -1,0 +1,37 @@
+"""Settings of a worker, from `HEADROOM_*` variables: the shared ones and its own."""
+
+import socket
+import sys
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from service.contract.settings import Settings
+
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+
+class WorkerSettings(Settings):
+    """What a worker needs beside the settings that it shares with the service.
+
+    Attributes:
+        worker_name: How jobs and logs name this machine.
+        work_dir: Local scratch space; the folder of an attempt goes when the attempt ends.
+        trainer_command: The trainer; the spec's path and `--events-fd N` are appended.
+        keep_checkpoints: The newest checkpoints of a job that are kept.
+        stop_grace_s: Time for a trainer to end by itself after SIGTERM, before SIGKILL.
+        progress_interval_s: The shortest time between two writes of a job's progress.
+        resend_grace_s: How long a job may be without a message before the reaper sends another.
+    """
+
+    worker_name: str = Field(default_factory=socket.gethostname)
+    work_dir: Path = Path("headroom-data/work")
+    trainer_command: list[str] = Field(
+        default_factory=lambda: [sys.executable, "-m", "worker.training"], min_length=1
+    )
+    keep_checkpoints: int = Field(3, ge=1)
+    stop_grace_s: float = Field(3.0, ge=0)
+    progress_interval_s: float = Field(0.5, ge=0)
+    resend_grace_s: float = Field(5.0, ge=0)
+    log_level: LogLevel = "INFO"
