@@ -83,7 +83,7 @@ def make_worker(settings: WorkerSettings, queues: list[QueueName]) -> Worker:
 
 def make_supervisor(settings: WorkerSettings, app: Celery) -> tuple[Runner, Reaper]:
     """The runner and the reaper of one worker, on a Redis client of their own."""
-    redis = connect(settings)
+    redis = connect(settings, settings.redis_timeout_s)
     # The lease decides how long a call may be tried again, not the client.
     redis.set_retry(Retry(NoBackoff(), retries=0))
     store, events = Store(redis, lease_s=settings.lease_s), Events(redis, settings.event_cap)

@@ -54,7 +54,8 @@ class Lease:
         self.claim = claim
         self._store = store
         self._heartbeat_s = settings.heartbeat_s
-        self._lease_s = settings.lease_s
+        # The last call may hang for as long as its timeout: give up that much earlier.
+        self._ours_s = settings.lease_s - settings.redis_timeout_s
         self._stopping = stopping
         self._renewed = since
         self._next_beat = since + settings.heartbeat_s
@@ -84,7 +85,7 @@ class Lease:
             except Unavailable:
                 logger.warning("%s: Redis does not answer; retrying.", self.claim.job_id)
             # Redis may have dropped the lease although it never told us.
-            if time.monotonic() - self._renewed >= self._lease_s:
+            if time.monotonic() - self._renewed >= self._ours_s:
                 raise LostClaim(f"The lease on {self.claim.job_id} ran out while Redis was away.")
             time.sleep(RETRY_S)
 

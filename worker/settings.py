@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from service.contract.connection import SOCKET_TIMEOUT_S
 from service.contract.settings import Settings
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -35,3 +36,8 @@ class WorkerSettings(Settings):
     progress_interval_s: float = Field(0.5, ge=0)
     resend_grace_s: float = Field(5.0, ge=0)
     log_level: LogLevel = "INFO"
+
+    @property
+    def redis_timeout_s(self) -> float:
+        """How long the supervisor waits for Redis: several tries must fit into a lease."""
+        return min(SOCKET_TIMEOUT_S, self.lease_s / 5)

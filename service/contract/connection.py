@@ -12,15 +12,20 @@ from service.contract.settings import Settings
 SOCKET_TIMEOUT_S = 5.0
 
 
-def connect(settings: Settings) -> "Redis":
-    """A client with a connection pool; it connects on first use and reconnects by itself."""
+def connect(settings: Settings, timeout_s: float = SOCKET_TIMEOUT_S) -> "Redis":
+    """A client with a connection pool; it connects on first use and reconnects by itself.
+
+    Args:
+        settings: Where Redis is.
+        timeout_s: How long a call may wait for an answer.
+    """
     password = settings.redis_password()
     return Redis.from_url(
         settings.redis_url,
         password=password.get_secret_value() if password else None,
         decode_responses=True,
-        socket_timeout=SOCKET_TIMEOUT_S,
-        socket_connect_timeout=SOCKET_TIMEOUT_S,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
     )
 
 

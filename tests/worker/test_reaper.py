@@ -1,0 +1,161 @@
+import time
+from pathlib import Path
+
+import pytest
+
+from service.contract.errors import NotFound
+from service.contract.job import Event, JobStatus
+from service.contract.queue import TRAIN, VALIDATE
+from tests.worker.support import ORG, Deployment, until
+from worker.reaper import Reaper
+
+
+@pytest.fixture
+def reaper(deployment: Deployment) -> Reaper:
+    return deployment.supervisor(resend_grace_s=0.2)[1]
+
+
+def claim_and_vanish(deployment: Deployment, job_id: str) -> None:
+    """What a worker leaves behind that is killed."""
+    deployment.store.claim(job_id, "gone", deployment.status(job_id))
+    deployment.redis.delete(f"job:{job_id}:lease")
+
+
+def test_a_running_job_without_a_lease_is_queued_again(
+    deployment: Deployment, reaper: Reaper
+) -> None:
+    job_id = deployment.create()
+    claim_and_vanish(deployment, job_id)
+    reaper.sweep()
+    assert deployment.status(job_id) == "queued"
+    assert deployment.queue.waiting(TRAIN) == {job_id}
+    last = deployment.messages(job_id)[-1]
+    assert (last.level, "gone" in last.message) == ("warn", True)
+
+
+def test_a_running_job_with_a_lease_is_left_alone(deployment: Deployment, reaper: Reaper) -> None:
+    job_id = deployment.create()
+    deployment.store.claim(job_id, "busy", JobStatus.QUEUED)
+    reaper.sweep()
+    assert deployment.status(job_id) == "running"
+    assert deployment.queue.waiting(TRAIN) == set()
+
+
+def test_a_job_whose_workers_keep_dying_fails(deployment: Deployment) -> None:
+    _, reaper = deployment.supervisor(max_attempts=2)
+    job_id = deployment.create()
+    for expected in ("queued", "failed"):
+        claim_and_vanish(deployment, job_id)
+        reaper.sweep()
+        assert deployment.status(job_id) == expected
+    assert deployment.store.get(job_id).error.code == "worker_lost"
+
+
+def test_a_lost_job_that_was_asked_to_be_cancelled_is_cancelled(
+    deployment: Deployment, reaper: Reaper
+) -> None:
+    job_id = deployment.create()
+    deployment.store.claim(job_id, "gone", JobStatus.QUEUED)
+    deployment.store.request_cancel(job_id)
+    deployment.redis.delete(f"job:{job_id}:lease")
+    reaper.sweep()
+    assert deployment.status(job_id) == "cancelled"
+    assert deployment.queue.waiting(TRAIN) == set()
+
+
+@pytest.mark.parametrize(("status", "queue"), [("queued", TRAIN), ("validating_files", VALIDATE)])
+def test_a_job_without_a_message_gets_one_after_the_grace(
+    deployment: Deployment, reaper: Reaper, status: str, queue: str
+) -> None:
+    job_id = deployment.create(status=status)
+    reaper.sweep()
+    assert deployment.queue.waiting(queue) == set()
+    time.sleep(0.25)
+    reaper.sweep()
+    reaper.sweep()
+    assert deployment.redis.llen(queue) == 1
+    assert deployment.queue.waiting(queue) == {job_id}
+
+
+def test_a_job_with_a_message_gets_no_second_one(deployment: Deployment, reaper: Reaper) -> None:
+    job_id = deployment.create()
+    deployment.queue.send(job_id, TRAIN)
+    for _ in range(3):
+        reaper.sweep()
+        time.sleep(0.15)
+    assert deployment.redis.llen(TRAIN) == 1
+
+
+def test_the_grace_begins_anew_where_a_message_was_there_in_between(
+    deployment: Deployment, reaper: Reaper
+) -> None:
+    job_id = deployment.create()
+    reaper.sweep()
+    deployment.queue.send(job_id, TRAIN)
+    reaper.sweep()
+    deployment.redis.delete(TRAIN)
+    time.sleep(0.25)
+    reaper.sweep()
+    assert deployment.redis.llen(TRAIN) == 0
+
+
+def test_a_validation_that_kills_every_worker_fails(deployment: Deployment) -> None:
+    _, reaper = deployment.supervisor(max_attempts=2, resend_grace_s=0.0)
+    job_id = deployment.create(status="validating_files")
+    for expected in (1, 0):
+        claim_and_vanish(deployment, job_id)
+        reaper.sweep()
+        reaper.sweep()
+        assert deployment.redis.llen(VALIDATE) == expected
+        deployment.redis.delete(VALIDATE)
+    record = deployment.store.get(job_id)
+    assert (record.status, record.error.code) == ("failed", "worker_lost")
+
+
+def test_several_reapers_repair_a_job_once(deployment: Deployment, reaper: Reaper) -> None:
+    _, other = deployment.supervisor(resend_grace_s=0.2)
+    job_id = deployment.create()
+    claim_and_vanish(deployment, job_id)
+    reaper.sweep()
+    other.sweep()
+    assert deployment.redis.llen(TRAIN) == 1
+    assert len([e for e in deployment.messages(job_id) if "gone" in e.message]) == 1
+
+
+def test_expired_files_go_with_their_bytes(deployment: Deployment, reaper: Reaper) -> None:
+    soon = int(time.time()) + 1
+    expiring, lasting = deployment.upload(expires_at=soon), deployment.upload()
+    reaper.sweep()
+    assert deployment.storage.exists(f"files/{expiring}")
+    until(lambda: time.time() > soon + 0.1)
+    reaper.sweep()
+    assert not deployment.storage.exists(f"files/{expiring}")
+    assert deployment.storage.exists(f"files/{lasting}")
+    with pytest.raises(NotFound):
+        deployment.files.get(ORG, expiring)
+    assert deployment.redis.zrange(f"org:{ORG}:files", 0, -1) == [lasting]
+
+
+def test_scratch_folders_that_nobody_works_in_are_removed(
+    deployment: Deployment, reaper: Reaper
+) -> None:
+    busy, idle = deployment.create(), deployment.create()
+    deployment.store.claim(busy, "busy", JobStatus.QUEUED)
+    folders = [deployment.settings.work_dir / f"{job_id}-1" for job_id in (busy, idle)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "half-a-checkpoint").touch()
+    other = Path(deployment.settings.work_dir / "somebody-elses")
+    other.mkdir()
+    reaper.sweep()
+    assert [folder.exists() for folder in (*folders, other)] == [True, False, True]
+
+
+def test_an_event_is_never_lost_to_a_sweep_of_ended_jobs(
+    deployment: Deployment, reaper: Reaper
+) -> None:
+    job_id = deployment.create()
+    deployment.store.transition(job_id, JobStatus.CANCELLED, Event(message="Done."))
+    before = deployment.store.get(job_id).version
+    reaper.sweep()
+    assert deployment.store.get(job_id).version == before
