@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from service.contract.queue import TRAIN, VALIDATE, QueueName
-from worker.app import make_worker
+from worker.app import answers, make_worker
 from worker.settings import WorkerSettings
 
 QUEUES: dict[str, QueueName] = {"train": TRAIN, "validate": VALIDATE}
@@ -16,8 +16,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--queues", nargs="+", choices=QUEUES, default=["train"], help="what to take jobs from"
     )
-    chosen = parser.parse_args(arguments).queues
-    worker = make_worker(WorkerSettings(), [QUEUES[name] for name in chosen])
+    parser.add_argument(
+        "--ping", action="store_true", help="exit with 0 if this machine's worker answers"
+    )
+    chosen = parser.parse_args(arguments)
+    settings, queues = WorkerSettings(), [QUEUES[name] for name in chosen.queues]
+    if chosen.ping:
+        return 0 if answers(settings, queues) else 1
+    worker = make_worker(settings, queues)
     worker.start()
     return int(worker.exitcode or 0)
 

@@ -26,6 +26,8 @@ from worker.runner import Runner
 from worker.settings import WorkerSettings
 from worker.tasks import add_tasks
 
+PING_TIMEOUT_S = 3.0
+
 
 class Supervision(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
     """Sweeps with the reaper while the worker runs; stops the job before the pool waits for it."""
@@ -51,7 +53,6 @@ class Supervision(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has 
 def make_worker(settings: WorkerSettings, queues: list[QueueName]) -> Worker:
     """A Celery worker on `queues`, ready to start; nothing is connected yet."""
     app = make_celery(settings)
-    role = "-".join(queue.removeprefix("headroom.") for queue in queues)
     runner, reaper = make_supervisor(settings, app)
     add_tasks(app, runner)
     app.steps["worker"].add(Supervision)
@@ -67,7 +68,7 @@ def make_worker(settings: WorkerSettings, queues: list[QueueName]) -> Worker:
         worker_redirect_stdouts=False,
     )
     return app.Worker(
-        hostname=f"{role}@{settings.worker_name}",
+        hostname=_node_name(settings, queues),
         queues=queues,
         pool="threads",
         concurrency=1,
@@ -79,6 +80,18 @@ def make_worker(settings: WorkerSettings, queues: list[QueueName]) -> Worker:
         runner=runner,
         reaper=reaper,
     )
+
+
+def answers(settings: WorkerSettings, queues: list[QueueName]) -> bool:
+    """Whether the worker of these queues on this machine answers a ping, busy or not."""
+    with make_celery(settings) as app:
+        name = _node_name(settings, queues)
+        return bool(app.control.ping(destination=[name], timeout=PING_TIMEOUT_S))
+
+
+def _node_name(settings: WorkerSettings, queues: list[QueueName]) -> str:
+    role = "-".join(queue.removeprefix("headroom.") for queue in queues)
+    return f"{role}@{settings.worker_name}"
 
 
 def make_supervisor(settings: WorkerSettings, app: Celery) -> tuple[Runner, Reaper]:

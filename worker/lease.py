@@ -97,6 +97,7 @@ class Lease:
         Raises:
             JobFailure: The storage does not answer.
         """
+        self.beat()
         with _background(transfer) as future:
             while not future.done():
                 self.beat()

@@ -5,6 +5,7 @@ appear in the same transaction as the change that names them, which an old token
 """
 
 import hashlib
+import re
 import shutil
 import time
 from dataclasses import dataclass
@@ -40,6 +41,20 @@ class Publisher:
     record: JobRecord
     base: str
     keep_checkpoints: int
+
+    def remove_leftovers(self) -> None:
+        """Delete what earlier attempts stored but died too early to record.
+
+        Raises:
+            LostClaim: Another attempt has the job.
+            JobFailure: The storage does not answer.
+        """
+        recorded = {old.path for old in self.lease.insist(self._checkpoints)}
+        for folder in (f"checkpoints/{self.record.id}", f"models/{self.record.id}"):
+            for path in self.lease.during(partial(self.storage.children, folder)):
+                # Never a later attempt's, should this one have lost its claim unawares.
+                if path not in recorded and _token(path) < self.lease.claim.token:
+                    self.lease.during(partial(self.storage.delete, path))
 
     def checkpoint(self, line: CheckpointWritten) -> None:
         """Publish a checkpoint's folder, record it with its model, and drop the oldest.
@@ -121,6 +136,9 @@ class Publisher:
             ],
         )
 
+    def _checkpoints(self) -> list[Checkpoint]:
+        return self.store.checkpoints(self.record.id)
+
     def _file(self, source: Path, name: str) -> FileRecord:
         """Store a result file; its record is still to be written."""
         with source.open("rb") as stream:
@@ -141,6 +159,13 @@ class Publisher:
 def _copy(source: Path, storage: Storage, path: str) -> None:
     with source.open("rb") as stream, storage.write(path) as target:
         shutil.copyfileobj(stream, target)
+
+
+def _token(path: str) -> int:
+    """The fencing token of the attempt that stored `path`, which its last part begins with."""
+    digits = re.match(r"\d+", path.rpartition("/")[2])
+    assert digits is not None, path
+    return int(digits[0])
 
 
 def _now_ms() -> int:

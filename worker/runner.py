@@ -134,6 +134,8 @@ class Runner:
             base=model.base,
             keep_checkpoints=self.settings.keep_checkpoints,
         )
+        if attempt.mode == "train":
+            publisher.remove_leftovers()
         recorder = Recorder(
             self.store, self.events, publisher, lease, self.settings.progress_interval_s
         )

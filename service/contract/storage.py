@@ -57,6 +57,14 @@ class Storage:
         with _as_unavailable():
             return bool(self._fs.exists(self._full(path)))
 
+    def children(self, path: str) -> list[str]:
+        """Paths of what is in a folder, half-written parts included; none where it is absent."""
+        with _as_unavailable():
+            if not self._fs.exists(self._full(path)):
+                return []
+            found: list[str] = self._fs.ls(self._full(path), detail=False)
+        return [f"{path}/{name.rstrip('/').rsplit('/', 1)[-1]}" for name in found]
+
     def delete(self, path: str) -> None:
         """Remove a file or a folder; absent is fine."""
         with _as_unavailable():

@@ -10,6 +10,7 @@ import pytest
 
 from service.contract.queue import TRAIN, VALIDATE
 from tests.worker.support import Deployment, RedisServer, alive, until
+from worker.app import answers
 
 TRAINING = (["train", 6, 6, 0.15, 2], ["result"])
 LONG = (["train", 4, 400, 0.05, 2], ["say_spec"], ["sleep", 60])
@@ -130,7 +131,9 @@ def test_a_message_for_no_job_is_dropped(deployment: Deployment) -> None:
 def test_a_busy_worker_answers_a_ping(deployment: Deployment) -> None:
     deployment.worker("train").ready()
     trainer_of(deployment, start(deployment, *LONG))
-    assert deployment.celery.control.ping(timeout=2.0) == [{"train@test-0": {"ok": "pong"}}]
+    settings = deployment.settings.model_copy(update={"worker_name": "test-0"})
+    assert answers(settings, [TRAIN])
+    assert not answers(settings, [VALIDATE])
 
 
 def test_a_cancellation_reaches_a_real_worker_in_seconds(deployment: Deployment) -> None:

@@ -183,6 +183,23 @@ def test_a_crash_resumes_from_the_last_checkpoint(deployment: Deployment, runner
     assert [c.step for c in deployment.store.checkpoints(job_id)] == [8, 6, 4]
 
 
+def test_what_a_dead_attempt_did_not_get_to_record_is_removed(
+    deployment: Deployment, runner: Runner
+) -> None:
+    job_id = deployment.create(
+        ["train", 2, 4, 0.0, 2], ["kill_unless_resumed"], ["train", 4, 4, 0.0, 2], ["result"]
+    )
+    runner.run(job_id, TRAIN)
+    storage = deployment.folder / "storage"
+    names = ("1-4", "1-3.0f.part", "3-4")  # the last is of an attempt that is ahead of ours
+    for leftover in names:
+        (storage / "checkpoints" / job_id / leftover / "model").mkdir(parents=True)
+    runner.run(job_id, TRAIN)
+    assert deployment.status(job_id) == "succeeded"
+    left = (storage / "checkpoints" / job_id).iterdir()
+    assert {folder.name for folder in left} == {"1-2", "2-4", "3-4"}
+
+
 # Failure
 
 
