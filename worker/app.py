@@ -10,8 +10,6 @@ from typing import Any
 
 from celery import Celery, bootsteps
 from celery.apps.worker import Worker
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from service.contract.connection import connect
 from service.contract.events import Events
@@ -97,8 +95,6 @@ def _node_name(settings: WorkerSettings, queues: list[QueueName]) -> str:
 def make_supervisor(settings: WorkerSettings, app: Celery) -> tuple[Runner, Reaper]:
     """The runner and the reaper of one worker, on a Redis client of their own."""
     redis = connect(settings, settings.redis_timeout_s)
-    # The lease decides how long a call may be tried again, not the client.
-    redis.set_retry(Retry(NoBackoff(), retries=0))
     store, events = Store(redis, lease_s=settings.lease_s), Events(redis, settings.event_cap)
     storage, files, queue = Storage(settings.storage_url), Files(redis), Queue(app, redis)
     preparation = Preparation(store, storage, files, Models(redis), BaseModels(settings))

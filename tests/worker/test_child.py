@@ -92,7 +92,9 @@ def test_the_obituary_names_the_signal(start: Start) -> None:
 
 def test_leaving_ends_the_trainer_and_its_own_children(start: Start) -> None:
     code = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # inherited: the sleeper is a stubborn one
 sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 say(sleeper.pid)
 time.sleep(60)
 """
@@ -106,7 +108,9 @@ time.sleep(60)
 
 def test_children_of_a_trainer_that_has_already_ended_end_too(start: Start) -> None:
     code = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # inherited: the sleeper is a stubborn one
 sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 say(sleeper.pid)
 """
     with start(code) as child:
