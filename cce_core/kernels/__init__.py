@@ -1,0 +1,1 @@
+"""The loss in Triton: one mathematical step a file, a kernel and its launcher."""

@@ -1,0 +1,194 @@
+"""The exact backward: slices of the vocabulary through a bounded scratch of dz.
+
+For each slice of W columns, two launches:
+    dz[i, v] = (g_lse[i] p[i, v] + g_label[i] [v = y_i] + g_mean[i] / V) * cap' * scale
+    dC[v]    = sum_i dz[i, v] E[i]      written once
+    dE[i]   += sum_v dz[i, v] C[v]      kept in fp32 across the slices
+An fp32 accumulator of dE is two 16-bit halves: the upper one lives in the bf16 gradient itself, the
+lower one in scratch, so it costs 2 N D bytes instead of 4 N D. The last slice rounds to nearest.
+N rows, V vocabulary, D width. Offsets are 64-bit where they can pass 2**31.
+"""
+
+import triton
+import triton.language as tl
+
+from cce_core.kernels.primitives import LOG2E, capped, dot, grouped_tile, halves
+
+
+@triton.jit
+def dlogits_kernel(
+    e_desc,  # (N, D), compact rows
+    c_desc,  # (V, D)
+    out_desc,  # (N, W), W the width of the slice
+    bias_ptr,
+    label_ptr,  # (N,) int64
+    lse_ptr,
+    g_lse_ptr,
+    g_label_ptr,
+    g_mean_ptr,
+    rows_ptr,
+    wanted_ptr,  # () int32, read if ASK: zero returns at once
+    first,  # the slice's first column
+    width,
+    V,
+    D,
+    scale,
+    cap,
+    HAS_BIAS: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    HAS_MEAN: tl.constexpr,
+    ASK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    FLATTEN: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    rows = tl.load(rows_ptr)
+    if ASK:
+        if tl.load(wanted_ptr) == 0:
+            rows = 0
+    tiles_n = tl.cdiv(rows, BLOCK_N)
+    tiles_v = tl.cdiv(width, BLOCK_V)
+    steps = tl.cdiv(D, BLOCK_D)
+    for tile in tl.range(tl.program_id(0), tiles_n * tiles_v, PROGRAMS, flatten=FLATTEN):
+        m, n = grouped_tile(tile, tiles_n, tiles_v, GROUP)
+        z = tl.zeros((BLOCK_N, BLOCK_V), dtype=tl.float32)
+        row = m * BLOCK_N + tl.arange(0, BLOCK_N)
+        here = row < rows
+        for step in range(steps):
+            e = e_desc.load([m * BLOCK_N, step * BLOCK_D])
+            c = c_desc.load([first + n * BLOCK_V, step * BLOCK_D])
+            z = dot(e, c.T, z, UPCAST, PRECISION)
+        inner = n * BLOCK_V + tl.arange(0, BLOCK_V)
+        col = first + inner
+        inside = inner < width
+        if HAS_BIAS:
+            z += tl.load(bias_ptr + col, mask=inside, other=0.0)[None, :]
+        z = z * scale
+        if HAS_CAP:
+            z = capped(z, cap)
+        lse = tl.load(lse_ptr + row, mask=here, other=0.0)
+        g_lse = tl.load(g_lse_ptr + row, mask=here, other=0.0)
+        g_label = tl.load(g_label_ptr + row, mask=here, other=0.0)
+        label = (tl.load(label_ptr + row, mask=here, other=-1) - first).to(tl.int32)
+        g = g_lse[:, None] * tl.exp2(z * LOG2E - (lse * LOG2E)[:, None])
+        g += tl.where(label[:, None] == inner[None, :], g_label[:, None], 0.0)
+        if HAS_MEAN:
+            g += (tl.load(g_mean_ptr + row, mask=here, other=0.0) / V)[:, None]
+        if HAS_CAP:
+            ratio = z / cap
+            g = g * (1.0 - ratio * ratio)
+        g = tl.where(here[:, None] & inside[None, :], g * scale, 0.0).to(out_desc.dtype)
+        left, right = halves(g)
+        out_desc.store([m * BLOCK_N, n * BLOCK_V], left)
+        out_desc.store([m * BLOCK_N, n * BLOCK_V + BLOCK_V // 2], right)
+
+
+@triton.jit
+def merge_halves(upper, lower):
+    """The fp32 number whose bits are these two int16."""
+    bits = (upper.to(tl.int32) << 16) | (lower.to(tl.int32) & 0xFFFF)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def fold(
+    acc, upper, lower, here, first_col, de_ptr, aux_ptr, D,
+    IS_FIRST: tl.constexpr, IS_LAST: tl.constexpr, SPLIT: tl.constexpr,
+):
+    """Add a part of a tile to the accumulator of dE, in registers a quarter of the tile needs."""
+    col = first_col + tl.arange(0, acc.shape[1])
+    mask = here[:, None] & (col < D)[None, :]
+    upper = upper[:, None] + col[None, :]
+    lower = lower[:, None] + col[None, :]
+    if not IS_FIRST:
+        held = tl.load(aux_ptr + lower, mask=mask, other=0)
+        if SPLIT:
+            held = merge_halves(tl.load(de_ptr + upper, mask=mask, other=0), held)
+        acc += held
+    if IS_LAST:
+        if SPLIT:
+            tl.store(de_ptr + upper, acc.to(tl.bfloat16).to(tl.int16, bitcast=True), mask=mask)
+        else:
+            tl.store(de_ptr + upper, acc.to(de_ptr.dtype.element_ty), mask=mask)
+    elif SPLIT:
+        bits = acc.to(tl.int32, bitcast=True)
+        tl.store(de_ptr + upper, (bits >> 16).to(tl.int16), mask=mask)
+        tl.store(aux_ptr + lower, bits.to(tl.int16), mask=mask)
+    else:
+        tl.store(aux_ptr + lower, acc, mask=mask)
+
+
+@triton.jit
+def gradients_kernel(
+    dz_rows_desc,  # (N, W), box (BLOCK_M, BLOCK_K): dE's left operand
+    dz_cols_desc,  # (N, W), box (BLOCK_K, BLOCK_M): dC's left operand, transposed
+    e_desc,  # (N, D), box (BLOCK_K, BLOCK_D)
+    c_desc,  # (V, D), box (BLOCK_K, BLOCK_D)
+    dc_desc,  # (V, D) box (BLOCK_M, BLOCK_D)
+    de_ptr,  # (N, D), the gradient; its bits where SPLIT
+    de_aux_ptr,  # (N, D) the lower halves where SPLIT, else unused
+    index_ptr,  # (N,) int32, the compact row's place in dE
+    rows_ptr,
+    wanted_ptr,
+    first,
+    width,
+    D,
+    IS_FIRST: tl.constexpr,
+    IS_LAST: tl.constexpr,
+    SPLIT: tl.constexpr,
+    WITH_DE: tl.constexpr,
+    WITH_DC: tl.constexpr,
+    ASK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    rows = tl.load(rows_ptr)
+    tiles_d = tl.cdiv(D, BLOCK_D)
+    tiles_c = 0
+    if WITH_DC:
+        tiles_c = tl.cdiv(width, BLOCK_M) * tiles_d
+    tiles_e = 0
+    if WITH_DE:
+        tiles_e = tl.cdiv(rows, BLOCK_M) * tiles_d
+    total = tiles_c + tiles_e
+    if ASK:
+        if tl.load(wanted_ptr) == 0:
+            total = 0
+    for tile in tl.range(tl.program_id(0), total, PROGRAMS):
+        acc = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
+        if tile < tiles_c:
+            m, n = grouped_tile(tile, tl.cdiv(width, BLOCK_M), tiles_d, GROUP)
+            for k in range(0, rows, BLOCK_K):
+                a = dz_cols_desc.load([k, m * BLOCK_M])
+                b = e_desc.load([k, n * BLOCK_D])
+                acc = dot(a.T, b, acc, UPCAST, PRECISION)
+            dc_desc.store([first + m * BLOCK_M, n * BLOCK_D], acc.to(dc_desc.dtype))
+        else:
+            m, n = grouped_tile(tile - tiles_c, tl.cdiv(rows, BLOCK_M), tiles_d, GROUP)
+            for k in range(0, width, BLOCK_K):
+                a = dz_rows_desc.load([m * BLOCK_M, k])
+                b = c_desc.load([first + k, n * BLOCK_D])
+                acc = dot(a, b, acc, UPCAST, PRECISION)
+            left, right = halves(acc)
+            a0, a1 = halves(left)
+            a2, a3 = halves(right)
+            row = m * BLOCK_M + tl.arange(0, BLOCK_M)
+            here = row < rows
+            lower = row.to(tl.int64) * D
+            target = tl.load(index_ptr + row, mask=here, other=0).to(tl.int64) * D
+            first_col = n * BLOCK_D
+            Q: tl.constexpr = BLOCK_D // 4
+            fold(a0, target, lower, here, first_col, de_ptr, de_aux_ptr, D, IS_FIRST, IS_LAST, SPLIT)
+            fold(a1, target, lower, here, first_col + Q, de_ptr, de_aux_ptr, D, IS_FIRST, IS_LAST, SPLIT)
+            fold(a2, target, lower, here, first_col + 2 * Q, de_ptr, de_aux_ptr, D, IS_FIRST, IS_LAST, SPLIT)
+            fold(a3, target, lower, here, first_col + 3 * Q, de_ptr, de_aux_ptr, D, IS_FIRST, IS_LAST, SPLIT)

@@ -1,0 +1,47 @@
+"""What the launchers share: tensor descriptors, and the options of the logit as kernel arguments."""
+
+from dataclasses import dataclass
+
+import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from cce_core.kernels.tiling import Tilings, interpreted, programs, tilings
+
+
+def describe(tensor: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """A (rows, columns) window on a matrix with a unit last stride."""
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [rows, columns])
+
+
+@dataclass(frozen=True)
+class Logit:
+    """z = softcap(scale * (e . c + bias)), on one device."""
+
+    c: torch.Tensor  # (V, D)
+    bias: torch.Tensor | None  # (V,) fp32
+    scale: float
+    softcap: float | None
+
+    @property
+    def tilings(self) -> Tilings:
+        return tilings(self.c.device)
+
+    @property
+    def programs(self) -> int:
+        return programs(self.c.device)
+
+    @property
+    def reach(self) -> float:
+        """An upper bound of |z|."""
+        return self.softcap if self.softcap is not None else float("inf")
+
+    def common(self) -> dict[str, object]:
+        """The constexpr arguments that every product kernel takes."""
+        return {
+            "UPCAST": interpreted(),
+            "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+        }
+
+    def post(self) -> dict[str, object]:
+        """The constexpr arguments of the logit's post-processing."""
+        return {"HAS_BIAS": self.bias is not None, "HAS_CAP": self.softcap is not None}

@@ -1,0 +1,42 @@
+"""What every kernel shares: tile order, the logit's post-processing, the product of two tiles.
+
+Letters: N rows, V vocabulary, D width; a tile is BLOCK_N rows by BLOCK_V columns.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def grouped_tile(tile, tiles_m, tiles_n, GROUP: tl.constexpr):
+    """Map a running number to (m, n), n slow inside bands of GROUP tiles of m.
+
+    A band's operand stays in the L2 while the other one streams past it once.
+    """
+    band = GROUP * tiles_n
+    first_m = (tile // band) * GROUP
+    height = min(tiles_m - first_m, GROUP)
+    inside = tile % band
+    return first_m + inside % height, inside // height
+
+
+@triton.jit
+def dot(a, b, acc, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
+    """acc + a b in fp32; UPCAST serves the interpreter, whose 16-bit products are wrong."""
+    if UPCAST:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def capped(x, cap):
+    """cap * tanh(x / cap) as cap - 2 cap / (exp(2 x / cap) + 1): exact to a few 1e-7 cap."""
+    return cap - 2.0 * cap / (tl.exp2(x * (2.0 * LOG2E / cap)) + 1.0)
+
+
+@triton.jit
+def halves(x):
+    """The left and the right half of a tile's columns; no data moves."""
+    return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))

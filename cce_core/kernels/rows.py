@@ -1,0 +1,115 @@
+"""Which rows count, brought together: copy of the labelled rows of E, and each label's logit.
+
+Rows whose label is negative are left out of every product by a compact copy of the others; the
+order is kept. The count stays on the device, so nothing waits for it. One program a row also takes
+the dot product with the label's row of C: the reference of the row's exponentials.
+N rows, V vocabulary, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from cce_core.kernels.primitives import capped
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that count, first; the contents past `count` are zero (e) or unspecified."""
+
+    e: torch.Tensor  # (N, D), contiguous
+    labels: torch.Tensor  # (N,) int64
+    index: torch.Tensor  # (N,) int32, where each row came from
+    count: torch.Tensor  # () int32, on the device
+    label_logit: torch.Tensor  # (N,) fp32
+
+
+@triton.jit
+def rows_kernel(
+    e_ptr,
+    out_ptr,  # (N, D), written if COPY
+    c_ptr,
+    bias_ptr,
+    label_ptr,
+    index_ptr,
+    count_ptr,
+    logit_ptr,
+    D,
+    e_stride,
+    c_stride,
+    scale,
+    cap,
+    HAS_BIAS: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    COPY: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    here = row < tl.load(count_ptr)
+    label = tl.load(label_ptr + row)
+    used = here & (label >= 0)
+    source = tl.load(index_ptr + row).to(tl.int64) * e_stride
+    total = tl.zeros((BLOCK_D,), dtype=tl.float32)
+    for first in range(0, D, BLOCK_D):
+        k = first + tl.arange(0, BLOCK_D)
+        e = tl.load(e_ptr + source + k, mask=(k < D) & here, other=0.0)
+        if COPY:
+            tl.store(out_ptr + row * D + k, e, mask=k < D)
+        c = tl.load(c_ptr + label * c_stride + k, mask=(k < D) & used, other=0.0)
+        total += e.to(tl.float32) * c.to(tl.float32)
+    z = tl.sum(total)
+    if HAS_BIAS:
+        z += tl.load(bias_ptr + label, mask=used, other=0.0)
+    z = z * scale
+    if HAS_CAP:
+        z = capped(z, cap)
+    tl.store(logit_ptr + row, tl.where(used, z, 0.0))
+
+
+def gather_rows(e, c, bias, labels, *, scale, softcap, compact):
+    """Bring the labelled rows together (`compact`) or take them as they stand, unlabelled too.
+
+    Args:
+        e: (N, D) of any strides with a unit last one.
+        c: (V, D) likewise.
+        bias: (V,) fp32 or None.
+        labels: (N,) int64; negative where a row does not count.
+        scale: the logit's factor.
+        softcap: the logit's cap, or None.
+        compact: copy; otherwise `e` must be contiguous and every row counts.
+    """
+    n, d = e.shape
+    if compact:
+        ignored = labels < 0
+        order = torch.argsort(ignored.to(torch.uint8), stable=True)
+        index, labels = order.to(torch.int32), labels[order]
+        count = (~ignored).sum(dtype=torch.int32)
+        out = torch.empty((n, d), dtype=e.dtype, device=e.device)
+    else:
+        index = torch.arange(n, dtype=torch.int32, device=e.device)
+        count = torch.full((), n, dtype=torch.int32, device=e.device)
+        out = e
+    logit = torch.empty(n, dtype=torch.float32, device=e.device)
+    rows_kernel[(n,)](
+        e,
+        out,
+        c,
+        bias if bias is not None else logit,
+        labels,
+        index,
+        count,
+        logit,
+        d,
+        e.stride(0),
+        c.stride(0),
+        scale,
+        softcap or 1.0,
+        HAS_BIAS=bias is not None,
+        HAS_CAP=softcap is not None,
+        COPY=compact,
+        BLOCK_D=min(1024, triton.next_power_of_2(d)),
+        num_warps=4,
+    )
+    return Rows(out, labels, index, count, logit)

@@ -1,0 +1,116 @@
+"""Launch the exact backward, slice by slice of the vocabulary, within a bound of scratch."""
+
+import torch
+
+from cce_core.kernels.exact import dlogits_kernel, gradients_kernel
+from cce_core.kernels.launch import Logit, describe
+from cce_core.kernels.rows import Rows
+
+SCRATCH_BYTES = 144 * 2**20
+
+
+def slice_width(n: int, v: int, taken_bytes: int, item: int) -> int:
+    """Columns of dz (a multiple of 512) that fit beside `taken_bytes`; at least 1024."""
+    room = max(SCRATCH_BYTES - taken_bytes, 0) // (item * max(n, 1))
+    width = max(room // 512 * 512, 1024)
+    return min(width, -(-v // 512) * 512)
+
+
+def exact_gradients(rows, logit, lse, g_lse, g_label, g_mean, *, de, dc, dbias, wanted=None):
+    """Write dE, dC and dbias exactly; with `wanted`, only if it is nonzero on the device.
+
+    Args:
+        rows: the compact rows.
+        logit: the head.
+        lse: (N,) fp32, compact, as are the three upstream gradients.
+        g_lse: upstream of lse.
+        g_label: upstream of the label's logit.
+        g_mean: upstream of the mean logit, or None.
+        de: (N, D) zeroed, or None; rows land where `rows.index` says.
+        dc: (V, D), or None.
+        dbias: (V,) fp32, or None; not with `wanted`.
+        wanted: () int32 or None.
+    """
+    n, d = rows.e.shape
+    v = logit.c.shape[0]
+    split = rows.e.dtype == torch.bfloat16
+    aux_type = torch.int16 if split else torch.float32
+    aux = torch.empty((n, d) if de is not None else (1, 16), dtype=aux_type, device=rows.e.device)
+    taken = rows.e.nbytes + (aux.nbytes if de is not None else 0)
+    width = slice_width(n, v, taken, rows.e.element_size())
+    make = torch.zeros if dbias is not None else torch.empty
+    dz = make((n, width), dtype=rows.e.dtype, device=rows.e.device)
+    ask = wanted is not None
+    flag = wanted if ask else rows.count
+    for first in range(0, v, width):
+        columns = min(width, v - first)
+        _dlogits(rows, logit, lse, g_lse, g_label, g_mean, dz, first, columns, flag, ask)
+        if dbias is not None:
+            dbias[first : first + columns] = dz[:, :columns].sum(0, dtype=torch.float32)
+        ends = (first == 0, first + columns == v)
+        _gradients(rows, logit, dz, de, dc, aux, first, columns, flag, ask, ends)
+
+
+def _dlogits(rows, logit, lse, g_lse, g_label, g_mean, dz, first, columns, flag, ask):
+    tiling = logit.tilings.slices
+    dlogits_kernel[(logit.programs,)](
+        describe(rows.e, tiling.block_n, tiling.block_d),
+        describe(logit.c, tiling.block_v, tiling.block_d),
+        describe(dz, tiling.block_n, tiling.block_v // 2),
+        logit.bias if logit.bias is not None else lse,
+        rows.labels,
+        lse,
+        g_lse,
+        g_label,
+        g_mean if g_mean is not None else lse,
+        rows.count,
+        flag,
+        first,
+        columns,
+        logit.c.shape[0],
+        rows.e.shape[1],
+        logit.scale,
+        logit.softcap or 1.0,
+        HAS_MEAN=g_mean is not None,
+        ASK=ask,
+        PROGRAMS=logit.programs,
+        **logit.post(),
+        **logit.common(),
+        **tiling.constants(),
+    )
+
+
+def _gradients(rows, logit, dz, de, dc, aux, first, columns, flag, ask, ends):
+    tiling = logit.tilings.gradients
+    m, d, k = tiling.block_n, tiling.block_v, tiling.block_d
+    split = aux.dtype == torch.int16
+    target = de if de is not None else aux
+    gradients_kernel[(logit.programs,)](
+        describe(dz, m, k),
+        describe(dz, k, m),
+        describe(rows.e, k, d),
+        describe(logit.c, k, d),
+        describe(dc if dc is not None else logit.c, m, d),
+        target.view(torch.int16) if split else target,
+        aux,
+        rows.index,
+        rows.count,
+        flag,
+        first,
+        columns,
+        rows.e.shape[1],
+        IS_FIRST=ends[0],
+        IS_LAST=ends[1],
+        SPLIT=split,
+        WITH_DE=de is not None,
+        WITH_DC=dc is not None,
+        ASK=ask,
+        BLOCK_M=m,
+        BLOCK_D=d,
+        BLOCK_K=k,
+        GROUP=tiling.group,
+        PROGRAMS=logit.programs,
+        num_warps=tiling.warps,
+        num_stages=tiling.stages,
+        **logit.common(),
+    )

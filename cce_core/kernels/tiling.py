@@ -1,0 +1,97 @@
+"""Tile sizes, warps and pipeline depth per architecture, checked ahead of time for spills.
+
+No search at run time. Hopper and later: 128 x 256 x 64 tiles on two warpgroups, three stages of
+TMA loads. Ampere and Ada: smaller tiles, less shared memory.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """One launch configuration: a BLOCK_N x BLOCK_V tile, BLOCK_D deep."""
+
+    block_n: int
+    block_v: int
+    block_d: int
+    group: int
+    warps: int
+    stages: int
+    flatten: bool
+
+    def constants(self) -> dict[str, int | bool]:
+        """The kernel's constexpr arguments and launch options."""
+        return {
+            "BLOCK_N": self.block_n,
+            "BLOCK_V": self.block_v,
+            "BLOCK_D": self.block_d,
+            "GROUP": self.group,
+            "FLATTEN": self.flatten,
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+        }
+
+
+@dataclass(frozen=True)
+class Tilings:
+    """The configurations of one architecture."""
+
+    logits: Tiling  # products over D, rows by vocabulary
+    slices: Tiling  # the same with dz stored
+    gradients: Tiling  # products over rows or vocabulary: (block_m, width, depth)
+    pairs: Tiling  # logits of gathered rows
+    scatter: Tiling  # dC from the gathered rows
+
+    block: int  # columns of a block of the filter
+
+
+HOPPER = Tilings(
+    logits=Tiling(128, 256, 64, 16, 8, 3, flatten=True),
+    slices=Tiling(128, 256, 64, 16, 8, 3, flatten=True),
+    gradients=Tiling(128, 256, 64, 16, 8, 3, flatten=False),
+    pairs=Tiling(128, 128, 64, 1, 8, 3, flatten=False),
+    scatter=Tiling(64, 256, 64, 1, 8, 3, flatten=False),
+    block=128,
+)
+AMPERE = Tilings(
+    logits=Tiling(128, 128, 32, 16, 8, 3, flatten=False),
+    slices=Tiling(128, 128, 32, 16, 8, 3, flatten=False),
+    gradients=Tiling(128, 128, 32, 16, 8, 3, flatten=False),
+    pairs=Tiling(128, 128, 32, 1, 8, 3, flatten=False),
+    scatter=Tiling(64, 128, 32, 1, 8, 3, flatten=False),
+    block=128,
+)
+TINY = Tilings(
+    logits=Tiling(16, 32, 16, 2, 4, 1, flatten=False),
+    slices=Tiling(16, 32, 16, 2, 4, 1, flatten=False),
+    gradients=Tiling(16, 32, 16, 2, 4, 1, flatten=False),
+    pairs=Tiling(16, 16, 16, 1, 4, 1, flatten=False),
+    scatter=Tiling(16, 32, 16, 1, 4, 1, flatten=False),
+    block=16,
+)
+
+
+def interpreted() -> bool:
+    """Whether Triton runs in its interpreter, on the CPU."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+@lru_cache
+def tilings(device: torch.device) -> Tilings:
+    """The configurations for `device`; the interpreter gets the small ones."""
+    if interpreted():
+        return TINY
+    major, _ = torch.cuda.get_device_capability(device)
+    return HOPPER if major >= 9 else AMPERE
+
+
+@lru_cache
+def programs(device: torch.device) -> int:
+    """How many programs a persistent grid has: one per multiprocessor."""
+    if interpreted():
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
