@@ -63,29 +63,32 @@ def dlogits_kernel(
             e = e_desc.load([m * BLOCK_N, step * BLOCK_D])
             c = c_desc.load([first + n * BLOCK_V, step * BLOCK_D])
             z = dot(e, c.T, z, UPCAST, PRECISION)
-        inner = n * BLOCK_V + tl.arange(0, BLOCK_V)
-        col = first + inner
-        inside = inner < width
-        if HAS_BIAS:
-            z += tl.load(bias_ptr + col, mask=inside, other=0.0)[None, :]
-        z = z * scale
-        if HAS_CAP:
-            z = capped(z, cap)
         lse = tl.load(lse_ptr + row, mask=here, other=0.0)
-        g_lse = tl.load(g_lse_ptr + row, mask=here, other=0.0)
-        g_label = tl.load(g_label_ptr + row, mask=here, other=0.0)
-        label = (tl.load(label_ptr + row, mask=here, other=-1) - first).to(tl.int32)
-        g = g_lse[:, None] * tl.exp2(z * LOG2E - (lse * LOG2E)[:, None])
-        g += tl.where(label[:, None] == inner[None, :], g_label[:, None], 0.0)
+        g_lse = tl.load(g_lse_ptr + row, mask=here, other=0.0) * scale
+        g_label = tl.load(g_label_ptr + row, mask=here, other=0.0) * scale
+        g_mean = g_lse
         if HAS_MEAN:
-            g += (tl.load(g_mean_ptr + row, mask=here, other=0.0) / V)[:, None]
-        if HAS_CAP:
-            ratio = z / cap
-            g = g * (1.0 - ratio * ratio)
-        g = tl.where(here[:, None] & inside[None, :], g * scale, 0.0).to(out_desc.dtype)
-        left, right = halves(g)
-        out_desc.store([m * BLOCK_N, n * BLOCK_V], left)
-        out_desc.store([m * BLOCK_N, n * BLOCK_V + BLOCK_V // 2], right)
+            g_mean = tl.load(g_mean_ptr + row, mask=here, other=0.0) * scale / V
+        label = (tl.load(label_ptr + row, mask=here, other=-1) - first).to(tl.int32)
+        left, right = halves(z)
+        for half in tl.static_range(2):
+            z = left if half == 0 else right
+            inner = n * BLOCK_V + half * (BLOCK_V // 2) + tl.arange(0, BLOCK_V // 2)
+            inside = inner < width
+            if HAS_BIAS:
+                z += tl.load(bias_ptr + first + inner, mask=inside, other=0.0)[None, :]
+            z = z * scale
+            if HAS_CAP:
+                z = capped(z, cap)
+            g = g_lse[:, None] * tl.exp2(z * LOG2E - (lse * LOG2E)[:, None])
+            g += tl.where(label[:, None] == inner[None, :], g_label[:, None], 0.0)
+            if HAS_MEAN:
+                g += g_mean[:, None]
+            if HAS_CAP:
+                ratio = z * (1.0 / cap)
+                g = g * (1.0 - ratio * ratio)
+            g = tl.where(here[:, None] & inside[None, :], g, 0.0).to(out_desc.dtype)
+            out_desc.store([m * BLOCK_N, n * BLOCK_V + half * (BLOCK_V // 2)], g)
 
 
 @triton.jit

@@ -51,10 +51,10 @@ class Tilings:
 
 HOPPER = Tilings(
     logits=Tiling(128, 256, 64, 16, 8, 3, flatten=True),
-    slices=Tiling(128, 256, 64, 16, 8, 3, flatten=True),
+    slices=Tiling(128, 256, 64, 16, 8, 3, flatten=False),
     gradients=Tiling(128, 256, 64, 16, 8, 3, flatten=False),
     pairs=Tiling(128, 128, 64, 1, 8, 3, flatten=False),
-    scatter=Tiling(64, 256, 64, 1, 8, 3, flatten=False),
+    scatter=Tiling(128, 256, 64, 1, 8, 3, flatten=False),
     block=128,
 )
 AMPERE = Tilings(
@@ -62,7 +62,7 @@ AMPERE = Tilings(
     slices=Tiling(128, 128, 32, 16, 8, 3, flatten=False),
     gradients=Tiling(128, 128, 32, 16, 8, 3, flatten=False),
     pairs=Tiling(128, 128, 32, 1, 8, 3, flatten=False),
-    scatter=Tiling(64, 128, 32, 1, 8, 3, flatten=False),
+    scatter=Tiling(128, 128, 32, 1, 8, 3, flatten=False),
     block=128,
 )
 TINY = Tilings(

@@ -1,0 +1,1 @@
+"""Measure the loss and its peers on the same tensors: python -m cce_core.bench."""

@@ -1,0 +1,272 @@
+"""Launch the filtered backward: few pairs exactly, the rest by their mean field.
+
+The order: count and list the kept pairs; weigh the tail and take its products; then, round by
+round, the kept pairs' logits and dC; last dE, by row. If the pairs, or one row's entries, outgrow
+their buffers, the exact backward, queued behind, overwrites both gradients: it returns at once
+otherwise. The host never waits for the decision.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from cce_core.kernels.launch import Logit, describe
+from cce_core.kernels.pairs import block_gradient_kernel, pair_logits_kernel, row_gradient_kernel
+from cce_core.kernels.plan import count_kernel, list_kernel, plan_kernel
+from cce_core.kernels.rows import Rows
+from cce_core.kernels.slices import exact_gradients
+from cce_core.kernels.statistics import RowStatistics
+from cce_core.kernels.tail import tail_kernel
+from cce_core.kernels.tiling import interpreted
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What is kept, in units of a row's mean upstream gradient, and how much room there is."""
+
+    pair_bar: float = 2.0**-11  # a block's share of its row's gradient
+    entry_bar: float = 2.0**-13  # an entry's
+    entries: int = 768  # list length of a row
+    rounds: int = 24
+    pool: int = 98304  # pairs of a round
+    parts: int = 8  # dE is made in so many parts, which bounds its tail's scratch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The kept pairs; all on the device."""
+
+    start: torch.Tensor  # (B + 1,) int32
+    rounds: torch.Tensor  # (ROUNDS + 1,) int32
+    exact: torch.Tensor  # () int32
+    pair_row: torch.Tensor  # (slots,) int32
+    owner: torch.Tensor  # (slots / PAIRS,) int32
+    room: int
+
+
+def filtered_gradients(
+    rows: Rows,
+    logit: Logit,
+    statistics: RowStatistics,
+    g_lse: torch.Tensor,
+    g_label: torch.Tensor,
+    *,
+    de: torch.Tensor | None,
+    dc: torch.Tensor | None,
+    options: Filter,
+) -> torch.Tensor:
+    """Write dE and dC; return the device's decision, () int32: 1 where they were made exactly.
+
+    `statistics.mass` is consumed. Shapes as in `exact_gradients`; bf16 only, no bias.
+    """
+    live = torch.arange(rows.e.shape[0], device=rows.e.device) < rows.count
+    g_lse, g_label = g_lse * live, g_label * live
+    unit = (g_lse.abs().sum() / rows.count.clamp(min=1)).clamp(min=1e-30)
+    upstream = (g_lse / unit, g_label / unit)
+    plan = _plan(rows, logit, statistics, upstream[0], options)
+    _filtered(rows, logit, statistics, upstream, unit, plan, de, dc, options)
+    exact_gradients(
+        rows, logit, statistics.lse, g_lse, g_label, None, de=de, dc=dc, dbias=None, wanted=plan.exact
+    )
+    return plan.exact
+
+
+def _plan(rows, logit, statistics, g, options):
+    device, n = rows.e.device, rows.e.shape[0]
+    tiles = logit.tilings
+    blocks = statistics.mass.shape[0]
+    pairs = tiles.pairs.block_n
+    room = triton.cdiv(max(options.pool, n), pairs) * pairs
+    slots = min(options.rounds * room, blocks * triton.cdiv(n, pairs) * pairs)
+    plan = Plan(
+        start=torch.empty(blocks + 1, dtype=torch.int32, device=device),
+        rounds=torch.empty(options.rounds + 1, dtype=torch.int32, device=device),
+        exact=torch.empty((), dtype=torch.int32, device=device),
+        pair_row=torch.empty(slots, dtype=torch.int32, device=device),
+        owner=torch.empty(slots // pairs, dtype=torch.int32, device=device),
+        room=room,
+    )
+    counts = torch.empty(blocks, dtype=torch.int32, device=device)
+    factor = torch.exp(statistics.ref - statistics.lse)
+    chunk = 64 if interpreted() else 1024
+    share = (statistics.mass, factor, g, rows.labels, rows.count)
+    bar = options.pair_bar
+    count_kernel[(blocks,)](*share, counts, bar, n, BLOCK=tiles.block, CHUNK=chunk)
+    plan_kernel[(1,)](
+        counts,
+        plan.start,
+        plan.rounds,
+        plan.exact,
+        blocks,
+        room,
+        ROUNDS=options.rounds,
+        PAIRS=pairs,
+        SIZE=triton.next_power_of_2(blocks + 1),
+    )
+    list_kernel[(blocks,)](
+        *share,
+        plan.start,
+        plan.exact,
+        plan.pair_row,
+        plan.owner,
+        bar,
+        n,
+        BLOCK=tiles.block,
+        PAIRS=pairs,
+        CHUNK=chunk,
+    )
+    return plan
+
+
+def _filtered(rows, logit, statistics, upstream, unit, plan, de, dc, options):
+    n, d = rows.e.shape
+    device, dtype = rows.e.device, rows.e.dtype
+    tail = statistics.mass
+    weight, mean = _weigh_tail(rows, logit, statistics, upstream[0], plan)
+    pull = _product(tail, rows.e) if dc is not None else mean
+    pool = torch.empty((plan.room, logit.tilings.block), dtype=dtype, device=device)
+    found = torch.zeros(n, dtype=torch.int32, device=device)
+    k = options.entries if de is not None else 1
+    col = torch.empty((n, k), dtype=torch.int32, device=device)
+    dz = torch.empty((n, k), dtype=torch.bfloat16, device=device)
+    lists = (found, col, dz)
+    for turn in range(options.rounds):
+        ends = plan.rounds[turn:]
+        _pair_logits(rows, logit, statistics, upstream, plan, ends, pool, lists, tail, de, dc, options)
+        if dc is not None:
+            _block_gradient(rows, logit, plan, ends, pool, weight, pull, unit, dc)
+    del pool
+    if de is not None:
+        _row_gradient(rows, logit, plan, lists, tail, mean, unit, de, options)
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.mm(a.to(b.dtype), b)
+
+
+def _weigh_tail(rows, logit, statistics, g, plan):
+    tiling = logit.tilings.logits
+    block, sample = logit.tilings.block, tiling.block_n
+    n, d = rows.e.shape
+    blocks = statistics.mass.shape[0]
+    picked = torch.arange(sample, device=rows.e.device) * rows.count // sample
+    weight = torch.empty(blocks * block, dtype=torch.float32, device=rows.e.device)
+    mean = torch.empty((blocks, d), dtype=rows.e.dtype, device=rows.e.device)
+    tail_kernel[(logit.programs,)](
+        describe(logit.c, block, tiling.block_d),
+        describe(rows.e[picked], sample, tiling.block_d),
+        picked.to(torch.int32),
+        statistics.lse,
+        g,
+        statistics.mass,
+        plan.exact,
+        weight,
+        mean,
+        n,
+        logit.c.shape[0],
+        d,
+        logit.scale,
+        logit.softcap or 1.0,
+        HAS_CAP=logit.softcap is not None,
+        SAMPLE=sample,
+        BLOCK=block,
+        BLOCK_D=tiling.block_d,
+        PROGRAMS=logit.programs,
+        num_warps=tiling.warps,
+        num_stages=tiling.stages,
+        **logit.common(),
+    )
+    return weight, mean
+
+
+def _pair_logits(
+    rows, logit, statistics, upstream, plan, ends, pool, lists, tail, de, dc, options
+):
+    tiling = logit.tilings.pairs
+    d = rows.e.shape[1]
+    pair_logits_kernel[(logit.programs,)](
+        rows.e,
+        describe(logit.c, tiling.block_v, tiling.block_d),
+        describe(pool, tiling.block_n, tiling.block_v),
+        plan.pair_row,
+        plan.owner,
+        plan.start,
+        ends,
+        rows.labels,
+        statistics.lse,
+        *upstream,
+        *lists,
+        tail,
+        plan.exact,
+        rows.e.shape[0],
+        logit.c.shape[0],
+        d,
+        lists[1].shape[1],
+        options.entry_bar,
+        logit.scale,
+        logit.softcap or 1.0,
+        HAS_CAP=logit.softcap is not None,
+        WITH_POOL=dc is not None,
+        WITH_LIST=de is not None,
+        EVEN_D=d % tiling.block_d == 0,
+        BLOCK=tiling.block_v,
+        PAIRS=tiling.block_n,
+        BLOCK_D=tiling.block_d,
+        PROGRAMS=logit.programs,
+        num_warps=tiling.warps,
+        num_stages=tiling.stages,
+        **logit.common(),
+    )
+
+
+def _block_gradient(rows, logit, plan, ends, pool, weight, pull, unit, dc):
+    tiling = logit.tilings.scatter
+    d = rows.e.shape[1]
+    block = logit.tilings.block
+    block_gradient_kernel[(logit.programs,)](
+        describe(pool, tiling.block_d, block),
+        rows.e,
+        describe(dc, block, tiling.block_v),
+        plan.pair_row,
+        plan.start,
+        ends,
+        weight,
+        pull,
+        unit,
+        d,
+        EVEN_D=d % tiling.block_v == 0,
+        BLOCK=block,
+        BLOCK_D=tiling.block_v,
+        BLOCK_K=tiling.block_d,
+        PROGRAMS=logit.programs,
+        num_warps=tiling.warps,
+        num_stages=tiling.stages,
+        **logit.common(),
+    )
+
+
+def _row_gradient(rows, logit, plan, lists, tail, mean, unit, de, options):
+    n, d = rows.e.shape
+    step = max(triton.cdiv(n, options.parts), 256)
+    block_d = min(512, triton.next_power_of_2(d))
+    for first in range(0, n, step):
+        part = min(step, n - first)
+        share = _product(tail[:, first : first + part].T, mean)
+        row_gradient_kernel[(part, triton.cdiv(d, block_d))](
+            logit.c,
+            share,
+            *lists,
+            rows.index,
+            rows.count,
+            plan.exact,
+            unit,
+            de,
+            first,
+            d,
+            lists[1].shape[1],
+            logit.c.stride(0),
+            BATCH=16,
+            BLOCK_D=block_d,
+            num_warps=4,
+        )

@@ -1,0 +1,204 @@
+"""The kept pairs' share of the gradients: their logits again, dC by block, dE by row.
+
+    dz[i, v] of a kept pair goes to the round's pool in bf16, for dC
+    entries with |dz| over a smaller threshold (and every label's) go to the row's list, for dE
+    what a kept pair leaves unlisted is added to the row's tail mass of that block
+
+dC[b] = sum over b's kept rows of dz^T E + weight (x) G[b], written once by its owner.
+dE[i] = sum over i's list of dz C[v] + tail, written once by its owner.
+Neither uses atomics on gradients. The order of a row's list, so the last bits of dE, may vary
+between runs. N rows, V vocabulary, D width, blocks b of BLOCK columns, chunks of PAIRS rows.
+"""
+
+import triton
+import triton.language as tl
+
+from cce_core.kernels.primitives import LOG2E, capped, dot, halves
+
+
+@triton.jit
+def put(listed, dz, place, here, first, entry_col_ptr, entry_dz_ptr):
+    """Append a tile's listed entries to their rows' lists; return where the lists end."""
+    col = first + tl.arange(0, dz.shape[1])
+    offset = place[:, None] + tl.cumsum(listed, 1) - 1
+    mask = (listed > 0) & here[:, None]
+    tl.store(entry_col_ptr + offset, tl.broadcast_to(col[None, :], dz.shape), mask=mask)
+    tl.store(entry_dz_ptr + offset, dz, mask=mask)
+    return place + tl.sum(listed, 1)
+
+
+@triton.jit
+def pair_logits_kernel(
+    e_ptr,  # (N, D) contiguous
+    c_desc,  # (V, D)
+    pool_desc,  # (slots of a round, BLOCK)
+    pair_row_ptr,
+    owner_ptr,
+    start_ptr,
+    round_ptr,  # (2,) int32: this round's first block and the next one's
+    label_ptr,
+    lse_ptr,
+    g_lse_ptr,  # (N,) fp32, in units of the mean |g_lse|
+    g_label_ptr,  # (N,) fp32, likewise
+    entry_count_ptr,  # (N,) int32
+    entry_col_ptr,  # (N, K) int32
+    entry_dz_ptr,  # (N, K) bf16
+    tail_ptr,  # (B, N) bf16
+    exact_ptr,
+    N,
+    V,
+    D,
+    K,
+    bar,
+    scale,
+    cap,
+    HAS_CAP: tl.constexpr,
+    WITH_POOL: tl.constexpr,
+    WITH_LIST: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PAIRS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    base = tl.load(start_ptr + tl.load(round_ptr)) // PAIRS
+    stop = tl.load(start_ptr + tl.load(round_ptr + 1)) // PAIRS
+    steps = tl.cdiv(D, BLOCK_D)
+    for chunk in range(base + tl.program_id(0), stop, PROGRAMS):
+        block = tl.load(owner_ptr + chunk)
+        row = tl.load(pair_row_ptr + chunk * PAIRS + tl.arange(0, PAIRS))
+        here = row >= 0
+        row = tl.maximum(row, 0)
+        source = row.to(tl.int64) * D
+        z = tl.zeros((PAIRS, BLOCK), dtype=tl.float32)
+        for step in range(steps):
+            k = step * BLOCK_D + tl.arange(0, BLOCK_D)
+            if EVEN_D:
+                e = tl.load(e_ptr + source[:, None] + k[None, :])
+            else:
+                e = tl.load(e_ptr + source[:, None] + k[None, :], mask=(k < D)[None, :], other=0.0)
+            c = c_desc.load([block * BLOCK, step * BLOCK_D])
+            z = dot(e, c.T, z, UPCAST, PRECISION)
+        z = z * scale
+        if HAS_CAP:
+            z = capped(z, cap)
+        inner = tl.arange(0, BLOCK)
+        valid = here[:, None] & (block * BLOCK + inner < V)[None, :]
+        lse = tl.load(lse_ptr + row)
+        g = tl.load(g_lse_ptr + row)
+        label = (tl.load(label_ptr + row) - block * BLOCK).to(tl.int32)
+        hit = label[:, None] == inner[None, :]
+        share = tl.where(valid, tl.exp2(z * LOG2E - (lse * LOG2E)[:, None]) * g[:, None], 0.0)
+        dz = share + tl.where(hit & valid, tl.load(g_label_ptr + row)[:, None], 0.0)
+        if HAS_CAP:
+            ratio = z / cap
+            dz = dz * (1.0 - ratio * ratio)
+        dz = (dz * scale).to(tl.bfloat16)
+        if WITH_POOL:
+            pool_desc.store([(chunk - base) * PAIRS, 0], dz.to(pool_desc.dtype))
+        if WITH_LIST:
+            listed = (valid & ((tl.abs(share) > bar) | hit)).to(tl.int32)
+            found = tl.sum(listed, 1)
+            slot = tl.atomic_add(entry_count_ptr + row, found, mask=here, sem="relaxed")
+            full = here & (slot + found > K)
+            tl.store(exact_ptr + row * 0, 1, mask=full)
+            rest = tl.sum(tl.where(listed > 0, 0.0, share), 1)
+            tl.store(tail_ptr + block.to(tl.int64) * N + row, rest.to(tl.bfloat16), mask=here)
+            place = row.to(tl.int64) * K + slot
+            here = here & ~full
+            listed0, listed1 = halves(listed)
+            dz0, dz1 = halves(dz)
+            first = block * BLOCK
+            place = put(listed0, dz0, place, here, first, entry_col_ptr, entry_dz_ptr)
+            put(listed1, dz1, place, here, first + BLOCK // 2, entry_col_ptr, entry_dz_ptr)
+
+
+@triton.jit
+def block_gradient_kernel(
+    pool_desc,  # (slots of a round, BLOCK), box (BLOCK_K, BLOCK)
+    e_ptr,  # (N, D) contiguous
+    dc_desc,  # (V, D), box (BLOCK, BLOCK_D)
+    pair_row_ptr,
+    start_ptr,
+    round_ptr,
+    weight_ptr,  # (B * BLOCK,) fp32: a column's share of its block's tail
+    pull_ptr,  # (B, D): G[b] = sum_i tail[b, i] E[i]
+    unit_ptr,  # () fp32, the mean |g_lse|
+    D,
+    EVEN_D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    first = tl.load(round_ptr)
+    last = tl.load(round_ptr + 1)
+    base = tl.load(start_ptr + first)
+    unit = tl.load(unit_ptr)
+    tiles_d = tl.cdiv(D, BLOCK_D)
+    for tile in range(tl.program_id(0), (last - first) * tiles_d, PROGRAMS):
+        block = first + tile // tiles_d
+        n = tile % tiles_d
+        start = tl.load(start_ptr + block)
+        stop = tl.load(start_ptr + block + 1)
+        col = n * BLOCK_D + tl.arange(0, BLOCK_D)
+        acc = tl.zeros((BLOCK, BLOCK_D), dtype=tl.float32)
+        for slot in range(start, stop, BLOCK_K):
+            dz = pool_desc.load([slot - base, 0])
+            row = tl.maximum(tl.load(pair_row_ptr + slot + tl.arange(0, BLOCK_K)), 0)
+            source = row.to(tl.int64) * D
+            if EVEN_D:
+                e = tl.load(e_ptr + source[:, None] + col[None, :])
+            else:
+                e = tl.load(
+                    e_ptr + source[:, None] + col[None, :], mask=(col < D)[None, :], other=0.0
+                )
+            acc = dot(dz.T, e, acc, UPCAST, PRECISION)
+        weight = tl.load(weight_ptr + block * BLOCK + tl.arange(0, BLOCK))
+        pull = tl.load(pull_ptr + block.to(tl.int64) * D + col, mask=col < D, other=0.0)
+        acc += weight[:, None] * pull.to(tl.float32)[None, :]
+        dc_desc.store([block * BLOCK, n * BLOCK_D], (acc * unit).to(dc_desc.dtype))
+
+
+@triton.jit
+def row_gradient_kernel(
+    c_ptr,  # (V, D)
+    tail_ptr,  # (rows of this part, D): the tail's share
+    entry_count_ptr,
+    entry_col_ptr,
+    entry_dz_ptr,
+    index_ptr,
+    rows_ptr,
+    exact_ptr,
+    unit_ptr,
+    de_ptr,  # (N, D)
+    first,  # the part's first row
+    D,
+    K,
+    c_stride,
+    BATCH: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    row = first + tl.program_id(0)
+    if (row < tl.load(rows_ptr)) & (tl.load(exact_ptr) == 0):
+        col = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+        inside = col < D
+        count = tl.minimum(tl.load(entry_count_ptr + row), K)
+        acc = tl.zeros((BATCH, BLOCK_D), dtype=tl.float32)
+        for start in range(0, count, BATCH):
+            entry = start + tl.arange(0, BATCH)
+            offset = row.to(tl.int64) * K + entry
+            v = tl.load(entry_col_ptr + offset, mask=entry < count, other=0).to(tl.int64)
+            dz = tl.load(entry_dz_ptr + offset, mask=entry < count, other=0.0).to(tl.float32)
+            live = (entry < count)[:, None] & inside[None, :]
+            c = tl.load(c_ptr + (v * c_stride)[:, None] + col[None, :], mask=live, other=0.0)
+            acc += dz[:, None] * c.to(tl.float32)
+        here = tl.program_id(0).to(tl.int64) * D + col
+        tail = tl.load(tail_ptr + here, mask=inside, other=0.0).to(tl.float32)
+        total = (tl.sum(acc, 0) + tail) * tl.load(unit_ptr)
+        target = tl.load(index_ptr + row).to(tl.int64) * D + col
+        tl.store(de_ptr + target, total.to(de_ptr.dtype.element_ty), mask=inside)

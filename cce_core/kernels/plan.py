@@ -1,0 +1,124 @@
+"""Which (row, block of columns) pairs the filtered backward visits, decided on the device.
+
+A pair is kept when its share of the row's gradient, |g_lse[i]| mass[b, i] exp(ref[i] - lse[i]),
+passes eps times the mean |g_lse|, or when it holds the row's label. Kept pairs are listed by block,
+each block's list padded to whole chunks; blocks are dealt to rounds whose chunks fit the scratch
+pool. Dropped pairs leave their mass behind, in place, for the mean-field tail. If the pairs do not
+fit into the rounds, every round is empty and `exact` is set.
+N rows, blocks b of BLOCK columns.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def kept_rows(
+    mass_ptr, factor_ptr, g_ptr, label_ptr, bar, block, row, rows, N, BLOCK: tl.constexpr
+):
+    """The chunk's share of gradient, in units of the mean |g_lse|, and which rows stay."""
+    here = row < rows
+    mass = tl.load(mass_ptr + block.to(tl.int64) * N + row, mask=here, other=0.0).to(tl.float32)
+    factor = tl.load(factor_ptr + row, mask=here, other=0.0)
+    g = tl.load(g_ptr + row, mask=here, other=0.0)
+    share = mass * factor * g
+    label = tl.load(label_ptr + row, mask=here, other=-1)
+    return share, here & ((tl.abs(share) > bar) | (label // BLOCK == block))
+
+
+@triton.jit
+def count_kernel(
+    mass_ptr,  # (B, N) bf16
+    factor_ptr,  # (N,) fp32, exp(ref - lse)
+    g_ptr,  # (N,) fp32, g_lse over the mean |g_lse|
+    label_ptr,  # (N,) int64
+    rows_ptr,
+    count_ptr,  # (B,) int32, out
+    bar,
+    N,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    block = tl.program_id(0)
+    rows = tl.load(rows_ptr)
+    count = tl.zeros((CHUNK,), dtype=tl.int32)
+    for first in range(0, rows, CHUNK):
+        row = first + tl.arange(0, CHUNK)
+        _, keep = kept_rows(
+            mass_ptr, factor_ptr, g_ptr, label_ptr, bar, block, row, rows, N, BLOCK
+        )
+        count += keep.to(tl.int32)
+    tl.store(count_ptr + block, tl.sum(count))
+
+
+@triton.jit
+def plan_kernel(
+    count_ptr,  # (B,) int32
+    start_ptr,  # (B + 1,) int32, out: first slot of each block's list
+    round_ptr,  # (ROUNDS + 1,) int32, out: first block of each round
+    exact_ptr,  # () int32, out
+    blocks,
+    room,  # slots a round's pool has
+    ROUNDS: tl.constexpr,
+    PAIRS: tl.constexpr,  # slots a chunk has
+    SIZE: tl.constexpr,  # a power of two, at least B + 1
+):
+    block = tl.arange(0, SIZE)
+    count = tl.load(count_ptr + block, mask=block < blocks, other=0)
+    padded = (count + PAIRS - 1) // PAIRS * PAIRS
+    end = tl.cumsum(padded)
+    start = end - padded
+    tl.store(start_ptr + block, start, mask=block <= blocks)
+    left = blocks
+    first = blocks * 0
+    for _ in range(ROUNDS):
+        base = tl.sum(tl.where(block == first, start, 0))
+        first = tl.sum(((end - base <= room) & (block < blocks)).to(tl.int32))
+        left = blocks - first
+    exact = left > 0
+    tl.store(exact_ptr, exact.to(tl.int32))
+    first = blocks * 0
+    tl.store(round_ptr, first)
+    for r in range(ROUNDS):
+        base = tl.sum(tl.where(block == first, start, 0))
+        first = tl.sum(((end - base <= room) & (block < blocks)).to(tl.int32))
+        tl.store(round_ptr + r + 1, tl.where(exact, 0, first))
+
+
+@triton.jit
+def list_kernel(
+    mass_ptr,  # (B, N) bf16: the masses in, the tail's share out (zero where kept)
+    factor_ptr,
+    g_ptr,
+    label_ptr,
+    rows_ptr,
+    start_ptr,
+    exact_ptr,
+    pair_row_ptr,  # (slots,) int32, -1 in the padding
+    owner_ptr,  # (slots / PAIRS,) int32: a chunk's block
+    bar,
+    N,
+    BLOCK: tl.constexpr,
+    PAIRS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    block = tl.program_id(0)
+    rows = tl.load(rows_ptr)
+    start = tl.load(start_ptr + block)
+    stop = tl.load(start_ptr + block + 1)
+    if tl.load(exact_ptr) == 0:
+        slot = start
+        for first in range(0, N, CHUNK):
+            row = first + tl.arange(0, CHUNK)
+            share, keep = kept_rows(
+                mass_ptr, factor_ptr, g_ptr, label_ptr, bar, block, row, rows, N, BLOCK
+            )
+            rank = tl.cumsum(keep.to(tl.int32))
+            tl.store(pair_row_ptr + slot + rank - 1, row, mask=keep)
+            slot += tl.sum(keep.to(tl.int32))
+            tail = tl.where(keep, 0.0, share).to(tl.bfloat16)
+            tl.store(mass_ptr + block.to(tl.int64) * N + row, tail, mask=row < N)
+        padding = slot + tl.arange(0, PAIRS)
+        tl.store(pair_row_ptr + padding, -1, mask=padding < stop)
+        for chunk in range(start // PAIRS, stop // PAIRS):
+            tl.store(owner_ptr + chunk, block)
