@@ -20,6 +20,8 @@ from cce_core.kernels.statistics import RowStatistics
 from cce_core.kernels.tail import tail_kernel
 from cce_core.kernels.tiling import interpreted
 
+LAST_ROUND_PAIRS = 65536
+
 
 @dataclass(frozen=True)
 class Filter:
@@ -27,9 +29,8 @@ class Filter:
 
     pair_bar: float = 2.0**-11  # a block's share of its row's gradient
     entry_bar: float = 2.0**-13  # an entry's
-    entries: int = 768  # list length of a row
-    rounds: int = 24
-    pool: int = 98304  # pairs of a round
+    entries: int = 1024  # list length of a row
+    density: float = 0.2  # the kept part of all pairs above which exact is cheaper
     parts: int = 8  # dE is made in so many parts, which bounds its tail's scratch
 
 
@@ -38,11 +39,18 @@ class Plan:
     """The kept pairs; all on the device."""
 
     start: torch.Tensor  # (B + 1,) int32
-    rounds: torch.Tensor  # (ROUNDS + 1,) int32
     exact: torch.Tensor  # () int32
     pair_row: torch.Tensor  # (slots,) int32
     owner: torch.Tensor  # (slots / PAIRS,) int32
-    room: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """Blocks handled together, and where their dz goes."""
+
+    first: int
+    last: int
+    pool: torch.Tensor  # (capacity, BLOCK)
 
 
 def filtered_gradients(
@@ -77,15 +85,12 @@ def _plan(rows, logit, statistics, g, options):
     tiles = logit.tilings
     blocks = statistics.mass.shape[0]
     pairs = tiles.pairs.block_n
-    room = triton.cdiv(max(options.pool, n), pairs) * pairs
-    slots = min(options.rounds * room, blocks * triton.cdiv(n, pairs) * pairs)
+    slots = (int(options.density * blocks * n) // pairs + blocks) * pairs
     plan = Plan(
         start=torch.empty(blocks + 1, dtype=torch.int32, device=device),
-        rounds=torch.empty(options.rounds + 1, dtype=torch.int32, device=device),
         exact=torch.empty((), dtype=torch.int32, device=device),
         pair_row=torch.empty(slots, dtype=torch.int32, device=device),
         owner=torch.empty(slots // pairs, dtype=torch.int32, device=device),
-        room=room,
     )
     counts = torch.empty(blocks, dtype=torch.int32, device=device)
     factor = torch.exp(statistics.ref - statistics.lse)
@@ -96,11 +101,9 @@ def _plan(rows, logit, statistics, g, options):
     plan_kernel[(1,)](
         counts,
         plan.start,
-        plan.rounds,
         plan.exact,
         blocks,
-        room,
-        ROUNDS=options.rounds,
+        slots,
         PAIRS=pairs,
         SIZE=triton.next_power_of_2(blocks + 1),
     )
@@ -121,24 +124,49 @@ def _plan(rows, logit, statistics, g, options):
 
 def _filtered(rows, logit, statistics, upstream, unit, plan, de, dc, options):
     n, d = rows.e.shape
-    device, dtype = rows.e.device, rows.e.dtype
+    device = rows.e.device
     tail = statistics.mass
     weight, mean = _weigh_tail(rows, logit, statistics, upstream[0], plan)
     pull = _product(tail, rows.e) if dc is not None else mean
-    pool = torch.empty((plan.room, logit.tilings.block), dtype=dtype, device=device)
     found = torch.zeros(n, dtype=torch.int32, device=device)
     k = options.entries if de is not None else 1
     col = torch.empty((n, k), dtype=torch.int32, device=device)
     dz = torch.empty((n, k), dtype=torch.bfloat16, device=device)
     lists = (found, col, dz)
-    for turn in range(options.rounds):
-        ends = plan.rounds[turn:]
-        _pair_logits(rows, logit, statistics, upstream, plan, ends, pool, lists, tail, de, dc, options)
+    for turn in _rounds(rows, logit, dc):
+        _pair_logits(rows, logit, statistics, upstream, plan, turn, lists, tail, de, dc, options)
         if dc is not None:
-            _block_gradient(rows, logit, plan, ends, pool, weight, pull, unit, dc)
-    del pool
+            _block_gradient(rows, logit, plan, turn, weight, pull, unit, dc)
     if de is not None:
         _row_gradient(rows, logit, plan, lists, tail, mean, unit, de, options)
+
+
+def _rounds(rows: Rows, logit: Logit, dc: torch.Tensor | None) -> list[Round]:
+    """Halve what is left of the vocabulary, the unwritten half of dC being the round's pool.
+
+    The last round's pool is scratch, for every pair of its few blocks.
+    """
+    block, pairs = logit.tilings.block, logit.tilings.pairs.block_n
+    v, d = logit.c.shape
+    blocks = triton.cdiv(v, block)
+    spare = torch.empty((1, block), dtype=rows.e.dtype, device=rows.e.device)
+    if dc is None:
+        return [Round(0, blocks, spare)]
+    whole = triton.cdiv(rows.e.shape[0], pairs) * pairs
+    own = max(LAST_ROUND_PAIRS, whole)
+    rounds, first = [], 0
+    while (blocks - first) * whole > own and blocks - first > 1:
+        last = first + (blocks - first) // 2
+        space = dc[last * block :].view(-1)
+        capacity = space.numel() // block // pairs * pairs
+        if capacity < own:
+            break
+        rounds.append(Round(first, last, space[: capacity * block].view(capacity, block)))
+        first = last
+    spare = torch.empty((own, block), dtype=rows.e.dtype, device=rows.e.device)
+    step = max(own // whole, 1)
+    rounds += [Round(f, min(f + step, blocks), spare) for f in range(first, blocks, step)]
+    return rounds
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -146,14 +174,15 @@ def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _weigh_tail(rows, logit, statistics, g, plan):
-    tiling = logit.tilings.logits
-    block, sample = logit.tilings.block, tiling.block_n
+    tiling = logit.tilings.tail
+    block, sample = logit.tilings.block, tiling.block_v
     n, d = rows.e.shape
     blocks = statistics.mass.shape[0]
     picked = torch.arange(sample, device=rows.e.device) * rows.count // sample
     weight = torch.empty(blocks * block, dtype=torch.float32, device=rows.e.device)
     mean = torch.empty((blocks, d), dtype=rows.e.dtype, device=rows.e.device)
-    tail_kernel[(logit.programs,)](
+    programs = logit.programs * tiling.residency
+    tail_kernel[(programs,)](
         describe(logit.c, block, tiling.block_d),
         describe(rows.e[picked], sample, tiling.block_d),
         picked.to(torch.int32),
@@ -172,7 +201,7 @@ def _weigh_tail(rows, logit, statistics, g, plan):
         SAMPLE=sample,
         BLOCK=block,
         BLOCK_D=tiling.block_d,
-        PROGRAMS=logit.programs,
+        PROGRAMS=programs,
         num_warps=tiling.warps,
         num_stages=tiling.stages,
         **logit.common(),
@@ -181,18 +210,18 @@ def _weigh_tail(rows, logit, statistics, g, plan):
 
 
 def _pair_logits(
-    rows, logit, statistics, upstream, plan, ends, pool, lists, tail, de, dc, options
+    rows, logit, statistics, upstream, plan, turn, lists, tail, de, dc, options
 ):
     tiling = logit.tilings.pairs
     d = rows.e.shape[1]
-    pair_logits_kernel[(logit.programs,)](
+    programs = logit.programs * tiling.residency
+    pair_logits_kernel[(programs,)](
         rows.e,
         describe(logit.c, tiling.block_v, tiling.block_d),
-        describe(pool, tiling.block_n, tiling.block_v),
+        describe(turn.pool, tiling.block_n, tiling.block_v // 2),
         plan.pair_row,
         plan.owner,
         plan.start,
-        ends,
         rows.labels,
         statistics.lse,
         *upstream,
@@ -203,6 +232,9 @@ def _pair_logits(
         logit.c.shape[0],
         d,
         lists[1].shape[1],
+        turn.first,
+        turn.last,
+        turn.pool.shape[0],
         options.entry_bar,
         logit.scale,
         logit.softcap or 1.0,
@@ -213,33 +245,36 @@ def _pair_logits(
         BLOCK=tiling.block_v,
         PAIRS=tiling.block_n,
         BLOCK_D=tiling.block_d,
-        PROGRAMS=logit.programs,
+        PROGRAMS=programs,
         num_warps=tiling.warps,
         num_stages=tiling.stages,
         **logit.common(),
     )
 
 
-def _block_gradient(rows, logit, plan, ends, pool, weight, pull, unit, dc):
+def _block_gradient(rows, logit, plan, turn, weight, pull, unit, dc):
     tiling = logit.tilings.scatter
     d = rows.e.shape[1]
     block = logit.tilings.block
-    block_gradient_kernel[(logit.programs,)](
-        describe(pool, tiling.block_d, block),
+    programs = logit.programs * tiling.residency
+    block_gradient_kernel[(programs,)](
+        describe(turn.pool, tiling.block_d, block),
         rows.e,
         describe(dc, block, tiling.block_v),
         plan.pair_row,
         plan.start,
-        ends,
         weight,
         pull,
         unit,
+        plan.exact,
         d,
+        turn.first,
+        turn.last,
         EVEN_D=d % tiling.block_v == 0,
         BLOCK=block,
         BLOCK_D=tiling.block_v,
         BLOCK_K=tiling.block_d,
-        PROGRAMS=logit.programs,
+        PROGRAMS=programs,
         num_warps=tiling.warps,
         num_stages=tiling.stages,
         **logit.common(),

@@ -17,14 +17,16 @@ from cce_core.kernels.primitives import LOG2E, capped, dot, halves
 
 
 @triton.jit
-def put(listed, dz, place, here, first, entry_col_ptr, entry_dz_ptr):
-    """Append a tile's listed entries to their rows' lists; return where the lists end."""
+def put(listed, dz, row, first, entry_count_ptr, entry_col_ptr, entry_dz_ptr, exact_ptr, K):
+    """Append a tile's listed entries to their rows' lists; ask for exact where one is full."""
     col = first + tl.arange(0, dz.shape[1])
-    offset = place[:, None] + tl.cumsum(listed, 1) - 1
-    mask = (listed > 0) & here[:, None]
-    tl.store(entry_col_ptr + offset, tl.broadcast_to(col[None, :], dz.shape), mask=mask)
-    tl.store(entry_dz_ptr + offset, dz, mask=mask)
-    return place + tl.sum(listed, 1)
+    one = listed.to(tl.int32)
+    slot = tl.atomic_add(entry_count_ptr + row[:, None] + 0 * one, one, mask=listed, sem="relaxed")
+    fits = listed & (slot < K)
+    tl.store(exact_ptr + 0 * one, one, mask=listed & (slot >= K))
+    offset = row[:, None] * K + slot
+    tl.store(entry_col_ptr + offset, tl.broadcast_to(col[None, :], dz.shape), mask=fits)
+    tl.store(entry_dz_ptr + offset, dz, mask=fits)
 
 
 @triton.jit
@@ -35,7 +37,6 @@ def pair_logits_kernel(
     pair_row_ptr,
     owner_ptr,
     start_ptr,
-    round_ptr,  # (2,) int32: this round's first block and the next one's
     label_ptr,
     lse_ptr,
     g_lse_ptr,  # (N,) fp32, in units of the mean |g_lse|
@@ -49,6 +50,9 @@ def pair_logits_kernel(
     V,
     D,
     K,
+    first_block,
+    last_block,
+    capacity,  # slots of the pool
     bar,
     scale,
     cap,
@@ -63,8 +67,12 @@ def pair_logits_kernel(
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    base = tl.load(start_ptr + tl.load(round_ptr)) // PAIRS
-    stop = tl.load(start_ptr + tl.load(round_ptr + 1)) // PAIRS
+    base = tl.load(start_ptr + first_block) // PAIRS
+    stop = tl.load(start_ptr + last_block) // PAIRS
+    if WITH_POOL:
+        if (stop - base) * PAIRS > capacity:
+            tl.store(exact_ptr, 1)
+            stop = base
     steps = tl.cdiv(D, BLOCK_D)
     for chunk in range(base + tl.program_id(0), stop, PROGRAMS):
         block = tl.load(owner_ptr + chunk)
@@ -81,38 +89,37 @@ def pair_logits_kernel(
                 e = tl.load(e_ptr + source[:, None] + k[None, :], mask=(k < D)[None, :], other=0.0)
             c = c_desc.load([block * BLOCK, step * BLOCK_D])
             z = dot(e, c.T, z, UPCAST, PRECISION)
-        z = z * scale
-        if HAS_CAP:
-            z = capped(z, cap)
-        inner = tl.arange(0, BLOCK)
-        valid = here[:, None] & (block * BLOCK + inner < V)[None, :]
         lse = tl.load(lse_ptr + row)
-        g = tl.load(g_lse_ptr + row)
+        g_lse = tl.load(g_lse_ptr + row)
+        g_label = tl.load(g_label_ptr + row)
         label = (tl.load(label_ptr + row) - block * BLOCK).to(tl.int32)
-        hit = label[:, None] == inner[None, :]
-        share = tl.where(valid, tl.exp2(z * LOG2E - (lse * LOG2E)[:, None]) * g[:, None], 0.0)
-        dz = share + tl.where(hit & valid, tl.load(g_label_ptr + row)[:, None], 0.0)
-        if HAS_CAP:
-            ratio = z / cap
-            dz = dz * (1.0 - ratio * ratio)
-        dz = (dz * scale).to(tl.bfloat16)
-        if WITH_POOL:
-            pool_desc.store([(chunk - base) * PAIRS, 0], dz.to(pool_desc.dtype))
+        rest = tl.zeros((PAIRS,), dtype=tl.float32)
+        left, right = halves(z)
+        for half in tl.static_range(2):
+            z = (left if half == 0 else right) * scale
+            if HAS_CAP:
+                z = capped(z, cap)
+            inner = half * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
+            valid = here[:, None] & (block * BLOCK + inner < V)[None, :]
+            hit = label[:, None] == inner[None, :]
+            share = tl.exp2(z * LOG2E - (lse * LOG2E)[:, None]) * g_lse[:, None]
+            share = tl.where(valid, share, 0.0)
+            dz = share + tl.where(hit & valid, g_label[:, None], 0.0)
+            if HAS_CAP:
+                ratio = z * (1.0 / cap)
+                dz = dz * (1.0 - ratio * ratio)
+            dz = (dz * scale).to(tl.bfloat16)
+            if WITH_POOL:
+                pool_desc.store([(chunk - base) * PAIRS, half * (BLOCK // 2)], dz.to(pool_desc.dtype))
+            if WITH_LIST:
+                listed = valid & ((tl.abs(share) > bar) | hit)
+                rest += tl.sum(tl.where(listed, 0.0, share), 1)
+                put(
+                    listed, dz, row, block * BLOCK + half * (BLOCK // 2),
+                    entry_count_ptr, entry_col_ptr, entry_dz_ptr, exact_ptr, K,
+                )
         if WITH_LIST:
-            listed = (valid & ((tl.abs(share) > bar) | hit)).to(tl.int32)
-            found = tl.sum(listed, 1)
-            slot = tl.atomic_add(entry_count_ptr + row, found, mask=here, sem="relaxed")
-            full = here & (slot + found > K)
-            tl.store(exact_ptr + row * 0, 1, mask=full)
-            rest = tl.sum(tl.where(listed > 0, 0.0, share), 1)
             tl.store(tail_ptr + block.to(tl.int64) * N + row, rest.to(tl.bfloat16), mask=here)
-            place = row.to(tl.int64) * K + slot
-            here = here & ~full
-            listed0, listed1 = halves(listed)
-            dz0, dz1 = halves(dz)
-            first = block * BLOCK
-            place = put(listed0, dz0, place, here, first, entry_col_ptr, entry_dz_ptr)
-            put(listed1, dz1, place, here, first + BLOCK // 2, entry_col_ptr, entry_dz_ptr)
 
 
 @triton.jit
@@ -122,11 +129,13 @@ def block_gradient_kernel(
     dc_desc,  # (V, D), box (BLOCK, BLOCK_D)
     pair_row_ptr,
     start_ptr,
-    round_ptr,
     weight_ptr,  # (B * BLOCK,) fp32: a column's share of its block's tail
     pull_ptr,  # (B, D): G[b] = sum_i tail[b, i] E[i]
     unit_ptr,  # () fp32, the mean |g_lse|
+    exact_ptr,
     D,
+    first_block,
+    last_block,
     EVEN_D: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -135,13 +144,14 @@ def block_gradient_kernel(
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    first = tl.load(round_ptr)
-    last = tl.load(round_ptr + 1)
-    base = tl.load(start_ptr + first)
-    unit = tl.load(unit_ptr)
     tiles_d = tl.cdiv(D, BLOCK_D)
-    for tile in range(tl.program_id(0), (last - first) * tiles_d, PROGRAMS):
-        block = first + tile // tiles_d
+    tiles = (last_block - first_block) * tiles_d
+    if tl.load(exact_ptr) > 0:
+        tiles = 0
+    base = tl.load(start_ptr + first_block)
+    unit = tl.load(unit_ptr)
+    for tile in range(tl.program_id(0), tiles, PROGRAMS):
+        block = first_block + tile // tiles_d
         n = tile % tiles_d
         start = tl.load(start_ptr + block)
         stop = tl.load(start_ptr + block + 1)

@@ -2,9 +2,8 @@
 
 A pair is kept when its share of the row's gradient, |g_lse[i]| mass[b, i] exp(ref[i] - lse[i]),
 passes eps times the mean |g_lse|, or when it holds the row's label. Kept pairs are listed by block,
-each block's list padded to whole chunks; blocks are dealt to rounds whose chunks fit the scratch
-pool. Dropped pairs leave their mass behind, in place, for the mean-field tail. If the pairs do not
-fit into the rounds, every round is empty and `exact` is set.
+each block's list padded to whole chunks. Dropped pairs leave their mass behind, in place, for the
+mean-field tail. If the pairs outgrow the list, it stays empty and `exact` is set.
 N rows, blocks b of BLOCK columns.
 """
 
@@ -55,11 +54,9 @@ def count_kernel(
 def plan_kernel(
     count_ptr,  # (B,) int32
     start_ptr,  # (B + 1,) int32, out: first slot of each block's list
-    round_ptr,  # (ROUNDS + 1,) int32, out: first block of each round
     exact_ptr,  # () int32, out
     blocks,
-    room,  # slots a round's pool has
-    ROUNDS: tl.constexpr,
+    slots,  # what the list of pairs has room for
     PAIRS: tl.constexpr,  # slots a chunk has
     SIZE: tl.constexpr,  # a power of two, at least B + 1
 ):
@@ -67,22 +64,9 @@ def plan_kernel(
     count = tl.load(count_ptr + block, mask=block < blocks, other=0)
     padded = (count + PAIRS - 1) // PAIRS * PAIRS
     end = tl.cumsum(padded)
-    start = end - padded
-    tl.store(start_ptr + block, start, mask=block <= blocks)
-    left = blocks
-    first = blocks * 0
-    for _ in range(ROUNDS):
-        base = tl.sum(tl.where(block == first, start, 0))
-        first = tl.sum(((end - base <= room) & (block < blocks)).to(tl.int32))
-        left = blocks - first
-    exact = left > 0
-    tl.store(exact_ptr, exact.to(tl.int32))
-    first = blocks * 0
-    tl.store(round_ptr, first)
-    for r in range(ROUNDS):
-        base = tl.sum(tl.where(block == first, start, 0))
-        first = tl.sum(((end - base <= room) & (block < blocks)).to(tl.int32))
-        tl.store(round_ptr + r + 1, tl.where(exact, 0, first))
+    exact = (tl.max(end) > slots).to(tl.int32)
+    tl.store(exact_ptr, exact)
+    tl.store(start_ptr + block, tl.where(exact > 0, 0, end - padded), mask=block <= blocks)
 
 
 @triton.jit

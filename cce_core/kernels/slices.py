@@ -6,14 +6,35 @@ from cce_core.kernels.exact import dlogits_kernel, gradients_kernel
 from cce_core.kernels.launch import Logit, describe
 from cce_core.kernels.rows import Rows
 
-SCRATCH_BYTES = 144 * 2**20
+SCRATCH_COLUMNS = 1024  # of dz in scratch of its own, where dC is nearly written
+SCRATCH_BYTES = 96 * 2**20  # for dz where there is no dC
+WIDEST = 16384
+STEP = 512  # a slice is whole tiles
 
 
-def slice_width(n: int, v: int, taken_bytes: int, item: int) -> int:
-    """Columns of dz (a multiple of 512) that fit beside `taken_bytes`; at least 1024."""
-    room = max(SCRATCH_BYTES - taken_bytes, 0) // (item * max(n, 1))
-    width = max(room // 512 * 512, 1024)
-    return min(width, -(-v // 512) * 512)
+def vocabulary_slices(dz: torch.Tensor, dc: torch.Tensor | None, v: int):
+    """Yield (first column, columns, (N, W) buffer for dz) over the vocabulary.
+
+    The part of dC that is not written yet holds dz, so that slices are wide without scratch; the
+    last ones use `dz`, (N, W).
+    """
+    n = dz.shape[0]
+    first = 0
+    while first < v:
+        width, buffer = min(dz.shape[1], v - first), dz
+        if dc is not None:
+            d = dc.shape[1]
+            wide = min((v - first) * d // (n + d) // STEP * STEP, WIDEST)
+            if wide > dz.shape[1]:
+                width, buffer = wide, dc.view(-1)[-n * wide :].view(n, wide)
+        yield first, width, buffer
+        first += width
+
+
+def scratch_columns(n: int, v: int, item: int, *, alone: bool) -> int:
+    """The width of dz's own scratch; `alone` where dC cannot lend any."""
+    width = SCRATCH_BYTES // (item * max(n, 1)) // STEP * STEP if alone else SCRATCH_COLUMNS
+    return min(max(width, SCRATCH_COLUMNS), -(-v // STEP) * STEP)
 
 
 def exact_gradients(rows, logit, lse, g_lse, g_label, g_mean, *, de, dc, dbias, wanted=None):
@@ -36,14 +57,14 @@ def exact_gradients(rows, logit, lse, g_lse, g_label, g_mean, *, de, dc, dbias, 
     split = rows.e.dtype == torch.bfloat16
     aux_type = torch.int16 if split else torch.float32
     aux = torch.empty((n, d) if de is not None else (1, 16), dtype=aux_type, device=rows.e.device)
-    taken = rows.e.nbytes + (aux.nbytes if de is not None else 0)
-    width = slice_width(n, v, taken, rows.e.element_size())
+    alone = dc is None or dbias is not None
+    width = scratch_columns(n, v, rows.e.element_size(), alone=alone)
     make = torch.zeros if dbias is not None else torch.empty
-    dz = make((n, width), dtype=rows.e.dtype, device=rows.e.device)
+    scratch = make((n, width), dtype=rows.e.dtype, device=rows.e.device)
     ask = wanted is not None
     flag = wanted if ask else rows.count
-    for first in range(0, v, width):
-        columns = min(width, v - first)
+    lender = None if alone else dc
+    for first, columns, dz in vocabulary_slices(scratch, lender, v):
         _dlogits(rows, logit, lse, g_lse, g_label, g_mean, dz, first, columns, flag, ask)
         if dbias is not None:
             dbias[first : first + columns] = dz[:, :columns].sum(0, dtype=torch.float32)

@@ -22,6 +22,7 @@ class Tiling:
     warps: int
     stages: int
     flatten: bool
+    residency: int = 1  # programs that share a multiprocessor
 
     def constants(self) -> dict[str, int | bool]:
         """The kernel's constexpr arguments and launch options."""
@@ -45,7 +46,7 @@ class Tilings:
     gradients: Tiling  # products over rows or vocabulary: (block_m, width, depth)
     pairs: Tiling  # logits of gathered rows
     scatter: Tiling  # dC from the gathered rows
-
+    tail: Tiling  # blocks of columns by sampled rows
     block: int  # columns of a block of the filter
 
 
@@ -53,16 +54,18 @@ HOPPER = Tilings(
     logits=Tiling(128, 256, 64, 16, 8, 3, flatten=True),
     slices=Tiling(128, 256, 64, 16, 8, 3, flatten=False),
     gradients=Tiling(128, 256, 64, 16, 8, 3, flatten=False),
-    pairs=Tiling(128, 128, 64, 1, 8, 3, flatten=False),
-    scatter=Tiling(128, 256, 64, 1, 8, 3, flatten=False),
+    pairs=Tiling(64, 128, 64, 1, 4, 3, flatten=False, residency=2),
+    scatter=Tiling(128, 128, 64, 1, 8, 2, flatten=False, residency=2),
+    tail=Tiling(128, 64, 64, 1, 4, 3, flatten=False, residency=2),
     block=128,
 )
 AMPERE = Tilings(
     logits=Tiling(128, 128, 32, 16, 8, 3, flatten=False),
     slices=Tiling(128, 128, 32, 16, 8, 3, flatten=False),
     gradients=Tiling(128, 128, 32, 16, 8, 3, flatten=False),
-    pairs=Tiling(128, 128, 32, 1, 8, 3, flatten=False),
-    scatter=Tiling(128, 128, 32, 1, 8, 3, flatten=False),
+    pairs=Tiling(64, 128, 32, 1, 4, 3, flatten=False, residency=2),
+    scatter=Tiling(128, 128, 32, 1, 8, 2, flatten=False),
+    tail=Tiling(128, 128, 32, 1, 8, 3, flatten=False),
     block=128,
 )
 TINY = Tilings(
@@ -71,6 +74,7 @@ TINY = Tilings(
     gradients=Tiling(16, 32, 16, 2, 4, 1, flatten=False),
     pairs=Tiling(16, 16, 16, 1, 4, 1, flatten=False),
     scatter=Tiling(16, 32, 16, 1, 4, 1, flatten=False),
+    tail=Tiling(16, 16, 16, 1, 4, 1, flatten=False),
     block=16,
 )
 
