@@ -118,7 +118,7 @@ class WorkerProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=REPOSITORY,
-                env={**os.environ, **environment},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
                 start_new_session=True,
             )
 

@@ -11,7 +11,7 @@ import pytest
 from service.contract.files import Files
 from service.contract.models import ModelRecord
 from service.contract.queue import TRAIN, VALIDATE
-from tests.worker.support import ORG, Deployment, alive, until
+from tests.worker.support import ORG, Deployment, RedisServer, alive, until
 from worker.runner import Runner
 
 
@@ -199,6 +199,27 @@ def test_what_a_dead_attempt_did_not_get_to_record_is_removed(
     assert deployment.status(job_id) == "succeeded"
     left = (storage / "checkpoints" / job_id).iterdir()
     assert {folder.name for folder in left} == {"1-2", "2-4", "3-4"}
+
+
+def test_an_object_storage_serves_data_checkpoints_and_results(
+    shared_redis: RedisServer, tmp_path: Path
+) -> None:
+    deployment = Deployment(shared_redis.url, tmp_path, storage_url=f"memory://{tmp_path.name}")
+    runner, _ = deployment.supervisor()
+    job_id = deployment.create(
+        ["say_spec"], ["train", 2, 4, 0.0, 2], ["kill_unless_resumed"], ["train", 4, 4, 0.0, 2],
+        ["result"],
+    )  # fmt: skip
+    runner.run(job_id, TRAIN)
+    runner.run(job_id, TRAIN)
+    record = deployment.store.get(job_id)
+    assert (record.status, record.attempt) == ("succeeded", 2)
+    model = deployment.models.get(ORG, record.fine_tuned_model)
+    assert read(deployment, f"{model.path}/model.safetensors") == "final weights"
+    specs = [e.data["spec"] for e in deployment.messages(job_id) if e.message == "spec"]
+    assert specs[1]["training"]["path"].startswith(specs[1]["workdir"])
+    assert specs[1]["resume_from"].startswith(specs[1]["workdir"])
+    deployment.close()
 
 
 # Failure

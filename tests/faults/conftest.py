@@ -1,0 +1,78 @@
+"""A model and a dataset small enough to be trained again and again while things break."""
+
+import json
+import pydoc_data.topics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tokenizers import ByteLevelBPETokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tests.worker.support import Deployment, RedisServer
+from worker.settings import WorkerSettings
+
+VOCABULARY = 512
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    essays = "".join(pydoc_data.topics.topics.values())
+    return [essays[start : start + 400] for start in range(0, 32_000, 400)]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    """A Llama of 60,000 weights with its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny")
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=["<s>", "</s>"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+    )
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, tiny_model: Path) -> Iterator[tuple[Deployment, RedisServer]]:
+    """A deployment with the real trainer, on a Redis that the test may kill."""
+    with deploy(tmp_path, tiny_model) as parts:
+        yield parts
+
+
+@contextmanager
+def deploy(folder: Path, model: Path) -> Iterator[tuple[Deployment, RedisServer]]:
+    """Redis, and a deployment whose workers start the real trainer."""
+    (folder / "redis").mkdir()
+    server = RedisServer(folder / "redis")
+    real_trainer = WorkerSettings.model_fields["trainer_command"].get_default(
+        call_default_factory=True
+    )
+    deployment = Deployment(server.url, folder, trainer_command=real_trainer)
+    (folder / "models" / "tiny").symlink_to(model)
+    try:
+        yield deployment, server
+    finally:
+        deployment.close()
+        server.kill()
+
+
+def dataset(texts: list[str]) -> bytes:
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
