@@ -1,0 +1,178 @@
+"""A client of the public HTTP API: what the command line and the demo are allowed to know.
+
+Errors of the API arrive as `ApiError`, in its own words. A server that restarts is waited for.
+"""
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel
+
+from service.contract.job import TERMINAL, JobError, JobStatus, Progress, StoredEvent
+from service.contract.memory import MemoryLedger
+from service.contract.models import ModelFile
+from service.contract.spec import ResolvedOptions
+
+_TIMEOUT_S = 60.0
+_AWAY_S = 60.0
+_RETRY_S = 1.0
+_EVENTS_PAGE = 100
+_TRANSIENT = frozenset({502, 503, 504})
+_CHUNK_BYTES = 1 << 20
+
+
+class ApiError(Exception):
+    """The server refused a request, or cannot be reached.
+
+    Attributes:
+        code: The API's stable code, or None where there was no answer.
+        faults: What is wrong with a data file, line by line, where the server said.
+    """
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Job(BaseModel):
+    """What a follower needs of the job resource."""
+
+    id: str
+    created_at: int
+    finished_at: int | None
+    model: str
+    status: JobStatus
+    error: JobError | None = None
+    fine_tuned_model: str | None
+    trained_tokens: int | None
+    queue_position: int | None = None
+    attempt: int = 0
+    progress: Progress | None = None
+    memory: MemoryLedger | None = None
+    resolved: ResolvedOptions | None = None
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the job has ended."""
+        return self.status in TERMINAL
+
+
+class Client:
+    """Requests to one server."""
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        """Speak to the server at `url`, which may end in `/v1` as the openai client's does."""
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        base = url.rstrip("/").removesuffix("/v1") + "/v1/"
+        self._http = httpx.Client(base_url=base, headers=headers, timeout=_TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def upload(self, path: Path) -> str:
+        """Upload a training or validation file; its id."""
+        with path.open("rb") as stream:
+            files = {"file": (path.name, stream, "application/jsonl")}
+            answer = self._send("POST", "files", data={"purpose": "fine-tune"}, files=files)
+        file_id: str = answer["id"]
+        return file_id
+
+    def create(self, body: dict[str, Any]) -> Job:
+        """Create a fine-tuning job."""
+        return Job.model_validate(self._send("POST", "fine_tuning/jobs", json=body))
+
+    def job(self, job_id: str) -> Job:
+        """A job as it stands."""
+        return Job.model_validate(self._get(f"fine_tuning/jobs/{job_id}"))
+
+    def jobs(self, limit: int) -> list[Job]:
+        """The newest jobs."""
+        page = self._get("fine_tuning/jobs", limit=limit)
+        return [Job.model_validate(job) for job in page["data"]]
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask for a job to be cancelled."""
+        return Job.model_validate(self._send("POST", f"fine_tuning/jobs/{job_id}/cancel"))
+
+    def events_since(self, job_id: str, last: str | None) -> list[StoredEvent]:
+        """The events after the one with id `last`, oldest first; all of them where it is None."""
+        found: list[StoredEvent] = []
+        after: dict[str, str] = {}
+        while True:
+            page = self._get(f"fine_tuning/jobs/{job_id}/events", limit=_EVENTS_PAGE, **after)
+            for item in page["data"]:
+                if item["id"] == last:
+                    return found[::-1]
+                found.append(StoredEvent.model_validate(item))
+            if not page["has_more"]:
+                return found[::-1]
+            after = {"after": found[-1].id}
+
+    def download(self, model: str, folder: Path) -> list[ModelFile]:
+        """Download the files of a fine-tuned model into `folder`; what they are."""
+        path = f"models/{quote(model, safe='')}"
+        files = [ModelFile.model_validate(file) for file in self._get(path)["files"]]
+        for file in files:
+            target = folder / file.name
+            if not target.resolve().is_relative_to(folder.resolve()):
+                raise ApiError(f"The server names a file outside the folder: {file.name}.")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._save(f"{path}/files/{quote(file.name)}", target)
+        return files
+
+    def _save(self, path: str, target: Path) -> None:
+        with self._http.stream("GET", path) as response:
+            if response.is_error:
+                response.read()
+            _check(response)
+            with target.open("wb") as stream:
+                for chunk in response.iter_bytes(_CHUNK_BYTES):
+                    stream.write(chunk)
+
+    def _get(self, path: str, **query: str | int) -> Any:
+        """GET, patient with a server that restarts: asking again changes nothing."""
+        deadline = time.monotonic() + _AWAY_S
+        while True:
+            try:
+                return self._send("GET", path, params=query)
+            except _Away:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_RETRY_S)
+
+    def _send(self, method: str, path: str, **content: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **content)
+        except httpx.TransportError as error:
+            raise _Away(f"No answer from {self._http.base_url}: {error}.") from error
+        _check(response)
+        return response.json()
+
+
+class _Away(ApiError):
+    """No answer, or one that says to try again."""
+
+
+def _check(response: httpx.Response) -> None:
+    """Raise what an error envelope says."""
+    if response.is_success:
+        return
+    kind = _Away if response.status_code in _TRANSIENT else ApiError
+    try:
+        error = response.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        raise kind(f"The server answered {response.status_code} to {response.url}.") from None
+    where = f" ({error['param']})" if error.get("param") else ""
+    raise kind(f"{error['message']}{where}", error.get("code"))

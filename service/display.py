@@ -1,0 +1,175 @@
+"""How jobs look in a terminal: a live progress bar, events as lines, the ledger as a table."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from service.client import Job
+from service.contract.job import JobStatus, StoredEvent
+from service.contract.memory import Figure, LossMemory, LossName, MemoryLedger, Saving
+from service.watch import Update
+
+LOSSES: dict[LossName, str] = {
+    "full_logits": "full logits",
+    "compiled_full_logits": "full logits, compiled",
+    "chunked": "chunked",
+    "cce": "cut cross-entropy",
+}
+_STYLES = {"info": "", "warn": "yellow", "error": "red"}
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+# Where nothing can be redrawn, a line each time this share of the steps is done.
+_PLAIN_SHARE = 0.1
+
+
+def size(count: float) -> str:
+    """A number of bytes in the unit that keeps it short."""
+    unit = 0
+    while abs(count) >= 1024 and unit < len(_UNITS) - 1:
+        count, unit = count / 1024, unit + 1
+    return f"{count:.0f} {_UNITS[unit]}" if unit < 2 else f"{count:.1f} {_UNITS[unit]}"
+
+
+def duration(seconds: float) -> str:
+    """A time as m:ss, or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class JobView:
+    """A job as it runs: events scroll by, and below them one line shows where it stands."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("[bold]{task.description:<16}"),
+            BarColumn(bar_width=28),
+            _Facts(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("waiting", total=None, job=None)
+        self._told = 0.0
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.remove_task(self._task)
+        self._bar.stop()
+
+    def show(self, update: Update) -> None:
+        """Print what is new, and move the bar."""
+        for event in update.events:
+            if event.type == "message":
+                self._console.print(event_line(event), soft_wrap=True)
+        job, progress = update.job, update.job.progress
+        running = progress is not None and job.status is JobStatus.RUNNING
+        self._bar.update(
+            self._task,
+            description=progress.phase if progress and running else job.status.replace("_", " "),
+            total=progress.total_steps if progress and running else None,
+            completed=progress.step if progress and running else 0,
+            job=job,
+        )
+        if not self._console.is_terminal:
+            self._tell(job)
+
+    def _tell(self, job: Job) -> None:
+        """A plain line of progress, now and then."""
+        progress = job.progress
+        if progress is None or not progress.total_steps or not progress.step:
+            return
+        done = progress.step / progress.total_steps
+        if done - self._told >= _PLAIN_SHARE:
+            self._told = done
+            self._console.print(f"  {progress.phase}: {facts(job)}", highlight=False)
+
+
+class _Facts(ProgressColumn):
+    """Step, loss, throughput and time left, beside the bar."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        job: Job | None = task.fields["job"]
+        return Text(facts(job) if job else "")
+
+
+def facts(job: Job) -> str:
+    """Where a job stands, in one line; only what is known."""
+    progress = job.progress
+    if job.status is JobStatus.QUEUED and job.queue_position:
+        return f"position {job.queue_position} in the queue"
+    if progress is None or job.status is not JobStatus.RUNNING:
+        return ""
+    parts = []
+    if progress.total_steps and progress.step:
+        parts.append(f"step {progress.step}/{progress.total_steps}")
+    if progress.train_loss is not None:
+        parts.append(f"loss {progress.train_loss:.3f}")
+    if progress.tokens_per_s:
+        parts.append(f"{progress.tokens_per_s:,.0f} tokens/s")
+    if progress.eta_s is not None and progress.phase == "training":
+        parts.append(f"{duration(progress.eta_s)} left")
+    return "  ".join(parts)
+
+
+def event_line(event: StoredEvent) -> Text:
+    """A message of the job's history, with the faults it lists."""
+    text = Text("  ").append(event.message, _STYLES[event.level])
+    for fault in event.data.get("faults", []):
+        text.append(f"\n    line {fault['line']}: {fault['message']}", "red")
+    return text
+
+
+def ledger_table(ledger: MemoryLedger) -> Table:
+    """What each loss needs on the job's own shapes."""
+    table = Table(
+        title=f"Memory on {ledger.device}: {ledger.tokens:,} rows x {ledger.vocab_size:,} tokens "
+        f"of vocabulary, width {ledger.hidden_size}, {ledger.dtype}",
+        caption=f"Peak bytes above weights and gradients; measured by: {ledger.method}.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("loss")
+    for column in ("loss layer", "whole step", "tokens/s", "the job's loss saves"):
+        table.add_column(column, justify="right")
+    savings = {saving.baseline: saving for saving in ledger.savings}
+    for entry in ledger.losses:
+        table.add_row(*_ledger_row(entry, savings.get(entry.loss)))
+    return table
+
+
+def _ledger_row(entry: LossMemory, saving: Saving | None) -> tuple[str, ...]:
+    speed = f"{entry.tokens_per_s:,.0f}" if entry.tokens_per_s else "-"
+    saved = f"{size(saving.loss_layer_bytes)} ({saving.loss_layer_ratio:.1f}x)" if saving else ""
+    return LOSSES[entry.loss], _figure(entry.loss_layer), _figure(entry.step), speed, saved
+
+
+def _figure(figure: Figure | None) -> str:
+    """Bytes and where they come from; a figure never stands alone."""
+    if figure is None:
+        return "-"
+    if figure.provenance == "out_of_memory":
+        return f"out of memory at {size(figure.bytes)}"
+    return f"{size(figure.bytes)} {figure.provenance}"
+
+
+def outcome(job: Job) -> Text:
+    """How a job ended, in a line."""
+    if job.status is JobStatus.SUCCEEDED:
+        return Text(f"Succeeded. Model: {job.fine_tuned_model}", "green")
+    if job.error is not None:
+        return Text(f"Failed ({job.error.code}): {job.error.message}", "red")
+    return Text(f"The job was {job.status.value}.", "yellow")
