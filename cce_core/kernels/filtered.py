@@ -20,18 +20,24 @@ from cce_core.kernels.statistics import RowStatistics
 from cce_core.kernels.tail import tail_kernel
 from cce_core.kernels.tiling import interpreted
 
-LAST_ROUND_PAIRS = 65536
+LAST_ROUND_PAIRS = 32768
+BYTES_PER_ROW = 152 * 2**20 // 8192  # of scratch, in all
 
 
 @dataclass(frozen=True)
 class Filter:
     """What is kept, in units of a row's mean upstream gradient, and how much room there is."""
 
-    pair_bar: float = 2.0**-11  # a block's share of its row's gradient
-    entry_bar: float = 2.0**-13  # an entry's
-    entries: int = 1024  # list length of a row
-    density: float = 0.2  # the kept part of all pairs above which exact is cheaper
-    parts: int = 8  # dE is made in so many parts, which bounds its tail's scratch
+    pair_bar: float = 2.0**-11.5  # a block's share of its row's gradient
+    entry_bar: float = 2.0**-13.5  # an entry's
+    entries: int | None = None  # length of a row's list; None fills the budget
+    density: float = 0.12  # the kept part of all pairs above which exact takes over
+    parts: int = 16  # dE is made in so many parts, which bounds its tail's scratch
+
+    @classmethod
+    def of(cls, eps: float) -> "Filter":
+        """The bars for a threshold `eps` on an entry's probability; 2**-12 is the default."""
+        return cls(pair_bar=eps * 2.0**0.5, entry_bar=eps * 2.0**-1.5)
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ def _filtered(rows, logit, statistics, upstream, unit, plan, de, dc, options):
     weight, mean = _weigh_tail(rows, logit, statistics, upstream[0], plan)
     pull = _product(tail, rows.e) if dc is not None else mean
     found = torch.zeros(n, dtype=torch.int32, device=device)
-    k = options.entries if de is not None else 1
+    k = _list_length(rows, logit, statistics, options) if de is not None else 1
     col = torch.empty((n, k), dtype=torch.int32, device=device)
     dz = torch.empty((n, k), dtype=torch.bfloat16, device=device)
     lists = (found, col, dz)
@@ -139,6 +145,20 @@ def _filtered(rows, logit, statistics, upstream, unit, plan, de, dc, options):
             _block_gradient(rows, logit, plan, turn, weight, pull, unit, dc)
     if de is not None:
         _row_gradient(rows, logit, plan, lists, tail, mean, unit, de, options)
+
+
+def _list_length(rows, logit, statistics, options) -> int:
+    """Entries of a row's list: what the budget of scratch leaves beside everything else."""
+    if options.entries is not None:
+        return options.entries
+    n, d = rows.e.shape
+    blocks = statistics.mass.shape[0]
+    item = rows.e.element_size()
+    taken = rows.e.nbytes + statistics.mass.nbytes + 2 * blocks * d * item
+    taken += LAST_ROUND_PAIRS * logit.tilings.block * item + n * d * item // options.parts
+    taken += int(options.density * blocks * n) * 4
+    room = BYTES_PER_ROW * n - taken
+    return min(max(room // (6 * n) // 16 * 16, 256), 4096)
 
 
 def _rounds(rows: Rows, logit: Logit, dc: torch.Tensor | None) -> list[Round]:

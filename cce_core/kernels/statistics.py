@@ -16,7 +16,7 @@ from cce_core.kernels.rows import Rows
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """Per compact row, fp32 (N,); entries past the count of rows are unspecified."""
+    """Per compact row, fp32 (N,); past the count of rows lse is 0, the rest unspecified."""
 
     lse: torch.Tensor
     peak: torch.Tensor
@@ -36,6 +36,7 @@ def row_statistics(rows: Rows, logit: Logit, *, mean: bool, entropy: bool, mass:
     sums = torch.zeros((6, n), dtype=torch.float32, device=device)
     peak = torch.full((n,), -float("inf"), device=device)
     wanted = torch.zeros((), dtype=torch.int32, device=device)
+    live = torch.arange(n, device=device) < rows.count
 
     def launch(ref: torch.Tensor, into: torch.Tensor, *, redo: bool) -> None:
         forward_kernel[(logit.programs,)](
@@ -70,12 +71,12 @@ def row_statistics(rows: Rows, logit: Logit, *, mean: bool, entropy: bool, mass:
     launch(ref, sums[:3], redo=False)
     total = sums[:3]
     if 2 * logit.reach > CLAMP.value:
-        far = (peak - ref > CLAMP.value) & (torch.arange(n, device=device) < rows.count)
+        far = (peak - ref > CLAMP.value) & live
         wanted.copy_(far.any())
         ref = torch.where(far, peak, ref)
         launch(ref, sums[3:], redo=True)
         total = torch.where(wanted > 0, sums[3:], sums[:3])
-    lse = ref + total[0].log()
+    lse = torch.where(live, ref + total[0].log(), 0.0)
     return RowStatistics(
         lse=lse,
         peak=peak,

@@ -1,0 +1,226 @@
+"""The Triton implementation against fp64, on the GPU where there is one, else interpreted."""
+
+import os
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from cce_core.kernels import filtered, loss, slices  # noqa: E402  after the interpreter is chosen
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def small_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make small problems take several slices and rounds."""
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(slices, "STEP", 32)
+        monkeypatch.setattr(slices, "SCRATCH_COLUMNS", 32)
+        monkeypatch.setattr(filtered, "LAST_ROUND_PAIRS", 48)
+
+
+@dataclass
+class Problem:
+    e: torch.Tensor
+    c: torch.Tensor
+    bias: torch.Tensor | None
+    targets: torch.Tensor
+    upstream: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def run(self, **options):
+        return loss.forward(
+            self.e,
+            self.c,
+            self.bias,
+            self.targets,
+            scale=self.scale,
+            softcap=self.softcap,
+            **options,
+        )
+
+
+def problem(n, v, d, dtype=torch.bfloat16, *, bias=False, spread=3.0, **post) -> Problem:
+    random = torch.Generator().manual_seed(n + v + d)
+    e = torch.randn(n, d, generator=random).to(dtype)
+    c = (torch.randn(v, d, generator=random) * spread / d**0.5).to(dtype)
+    b = torch.randn(v, generator=random).to(DEVICE) if bias else None
+    targets = torch.randint(0, v, (n,), generator=random)
+    targets[torch.rand(n, generator=random) < 0.2] = -100
+    up = torch.rand(3, n, generator=random).to(DEVICE) + 0.5
+    upstream = (up[0], -up[1], up[2])
+    return Problem(e.to(DEVICE), c.to(DEVICE), b, targets.to(DEVICE), upstream, **post)
+
+
+def reference(p: Problem, *, with_mean: bool):
+    e, c = p.e.double().requires_grad_(), p.c.double().requires_grad_()
+    bias = p.bias.double().requires_grad_() if p.bias is not None else None
+    z = e @ c.T if bias is None else e @ c.T + bias
+    z = z * p.scale
+    if p.softcap is not None:
+        z = p.softcap * torch.tanh(z / p.softcap)
+    kept = p.targets >= 0
+    lse, q = torch.logsumexp(z, 1), torch.softmax(z, 1)
+    label = z.gather(1, p.targets.clamp(min=0)[:, None])[:, 0]
+    total = (lse * p.upstream[0] + label * p.upstream[1])[kept].sum()
+    if with_mean:
+        total = total + (z.mean(1) * p.upstream[2])[kept].sum()
+    total.backward()
+    rows = {
+        "lse": lse,
+        "label_logit": label,
+        "row_max": z.max(1).values,
+        "mean_logit": z.mean(1),
+        "entropy": -(q * torch.log_softmax(z, 1)).sum(1),
+    }
+    rows = {name: torch.where(kept, value, 0.0).detach() for name, value in rows.items()}
+    return rows, e.grad, c.grad, None if bias is None else bias.grad
+
+
+def error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((got.double() - expected).norm() / expected.norm()).item()
+
+
+ROUNDING = {torch.bfloat16: 8e-3, torch.float16: 1e-3}
+CASES = {
+    "plain": {},
+    "fp16": {"dtype": torch.float16},
+    "softcap": {"softcap": 3.0},
+    "bias, scale and softcap": {"bias": True, "scale": 0.7, "softcap": 5.0},
+}
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+def test_rows_and_exact_gradients_agree_with_fp64(options) -> None:
+    p = problem(37, 90, 40, **options)
+    outputs, saved = p.run(mean=True, entropy=True, eps=None)
+    rows, de, dc, dbias = reference(p, with_mean=True)
+    for name, expected in rows.items():
+        torch.testing.assert_close(
+            getattr(outputs, name).double(), expected, atol=2e-5, rtol=2e-5, msg=name
+        )
+    grads = loss.backward(saved, *p.upstream, with_bias=p.bias is not None)
+    bound = ROUNDING[p.e.dtype]
+    assert error(grads.e, de) < bound
+    assert error(grads.c, dc) < bound
+    assert dbias is None or error(grads.bias, dbias) < bound
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_a_filter_that_keeps_everything_is_exact(softcap, monkeypatch) -> None:
+    p = problem(40, 88, 48, softcap=softcap)
+    everything = filtered.Filter(pair_bar=0.0, entry_bar=0.0, entries=128, density=1.0)
+    _, saved = p.run()
+    saved.filter = everything
+    grads = loss.backward(saved, *p.upstream[:2])
+    _, de, dc, _ = reference(p, with_mean=False)
+    assert int(grads.exact) == 0
+    assert error(grads.e, de) < 8e-3
+    assert error(grads.c, dc) < 8e-3
+
+
+@pytest.mark.parametrize(
+    "tight",
+    [{"density": 0.1}, {"entries": 16}],
+    ids=["pairs outgrow the list", "a row's entries outgrow its list"],
+)
+def test_a_filter_without_room_turns_exact(tight) -> None:
+    p = problem(40, 88, 48)
+    room = {"pair_bar": 0.0, "entry_bar": 0.0, "entries": 128, "density": 1.0} | tight
+    _, saved = p.run()
+    saved.filter = filtered.Filter(**room)
+    grads = loss.backward(saved, *p.upstream[:2])
+    _, de, dc, _ = reference(p, with_mean=False)
+    assert int(grads.exact) == 1
+    assert error(grads.e, de) < 8e-3
+    assert error(grads.c, dc) < 8e-3
+
+
+def test_the_tail_keeps_the_mass_that_the_filter_drops() -> None:
+    """Column sums of dC and row sums of dE, seen through constant inputs, survive the filter."""
+    p = problem(40, 96, 48, spread=1.0)
+    p.e[:, 0] = 1.0
+    _, saved = p.run()
+    saved.filter = filtered.Filter(pair_bar=10.0, entry_bar=10.0, entries=128, density=1.0)
+    grads = loss.backward(saved, *p.upstream[:2])
+    _, _, dc, _ = reference(p, with_mean=False)
+    got, expected = grads.c[:, 0].double().view(-1, 16).sum(1), dc[:, 0].view(-1, 16).sum(1)
+    torch.testing.assert_close(got, expected, atol=3e-2, rtol=2e-2)
+
+
+def test_a_second_backward_is_exact() -> None:
+    p = problem(40, 88, 48)
+    _, saved = p.run()
+    loss.backward(saved, *p.upstream[:2])
+    again = loss.backward(saved, *p.upstream[:2])
+    _, de, dc, _ = reference(p, with_mean=False)
+    assert again.exact is None
+    assert error(again.e, de) < 8e-3
+    assert error(again.c, dc) < 8e-3
+
+
+def test_subsets_of_the_gradients() -> None:
+    p = problem(40, 88, 48)
+    _, de, dc, _ = reference(p, with_mean=False)
+    for eps in (None, 2.0**-20):
+        _, saved = p.run(eps=eps)
+        only_e = loss.backward(saved, *p.upstream[:2], with_c=False)
+        _, saved = p.run(eps=eps)
+        only_c = loss.backward(saved, *p.upstream[:2], with_e=False)
+        assert only_e.c is None
+        assert only_c.e is None
+        assert error(only_e.e, de) < 8e-3
+        assert error(only_c.c, dc) < 8e-3
+
+
+def test_a_label_far_below_the_peak_is_counted_again() -> None:
+    p = problem(20, 90, 40)
+    p.targets[0] = 3
+    p.c[5] = (p.e[0].float() * 120.0 / p.e[0].float().norm() ** 2).bfloat16()
+    outputs, saved = p.run(eps=None)
+    rows, de, dc, _ = reference(p, with_mean=False)
+    torch.testing.assert_close(outputs.lse.double(), rows["lse"], atol=1e-3, rtol=1e-5)
+    grads = loss.backward(saved, *p.upstream[:2])
+    assert error(grads.e, de) < 8e-3
+    assert error(grads.c, dc) < 8e-3
+
+
+def test_no_labelled_row_gives_zero_gradients() -> None:
+    p = problem(20, 90, 40)
+    p.targets[:] = -100
+    for eps in (None, 2.0**-12):
+        outputs, saved = p.run(eps=eps)
+        grads = loss.backward(saved, *p.upstream[:2])
+        assert outputs.lse.abs().max() == 0
+        assert grads.e.abs().max() == 0
+        assert grads.c.abs().max() == 0
+
+
+def test_an_ignored_row_of_nan_stays_out() -> None:
+    p = problem(20, 90, 40)
+    p.targets[4] = -100
+    p.e[4] = float("nan")
+    _, saved = p.run(eps=None)
+    grads = loss.backward(saved, *p.upstream[:2])
+    assert grads.c.isfinite().all()
+    assert grads.e.isfinite().all()
+
+
+def test_loss_alone_copies_nothing() -> None:
+    p = problem(20, 90, 40)
+    outputs, saved = p.run(gradients=False)
+    rows, *_ = reference(p, with_mean=False)
+    assert saved.rows.e is p.e
+    torch.testing.assert_close(outputs.lse.double(), rows["lse"], atol=2e-5, rtol=2e-5)
+
+
+def test_what_is_not_served_is_named() -> None:
+    e, c = torch.zeros(4, 16), torch.zeros(32, 16)
+    assert not loss.serves(e, c)
+    assert not loss.serves(e.bfloat16()[:, :12], c.bfloat16()[:, :12].contiguous())
+    assert loss.serves(e.to(DEVICE).bfloat16(), c.to(DEVICE).bfloat16())
