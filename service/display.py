@@ -3,6 +3,7 @@
 from types import TracebackType
 from typing import Self
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
@@ -15,9 +16,9 @@ from service.watch import Update
 
 LOSSES: dict[LossName, str] = {
     "full_logits": "full logits",
-    "compiled_full_logits": "full logits, compiled",
+    "compiled_full_logits": "compiled logits",
     "chunked": "chunked",
-    "cce": "cut cross-entropy",
+    "cce": "CCE",
 }
 _STYLES = {"info": "", "warn": "yellow", "error": "red"}
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -136,14 +137,16 @@ def event_line(event: StoredEvent) -> Text:
 def ledger_table(ledger: MemoryLedger) -> Table:
     """What each loss needs on the job's own shapes."""
     table = Table(
-        title=f"Memory on {ledger.device}: {ledger.tokens:,} rows x {ledger.vocab_size:,} tokens "
-        f"of vocabulary, width {ledger.hidden_size}, {ledger.dtype}",
-        caption=f"Peak bytes above weights and gradients; measured by: {ledger.method}.",
+        title=f"Memory of the loss on {ledger.device}: {ledger.tokens:,} rows,"
+        f" vocabulary {ledger.vocab_size:,}, width {ledger.hidden_size}, {ledger.dtype}",
+        caption=f"Peak bytes above weights and gradients, by {ledger.method}.",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
         title_justify="left",
         caption_justify="left",
     )
     table.add_column("loss")
-    for column in ("loss layer", "whole step", "tokens/s", "the job's loss saves"):
+    for column in ("loss layer", "whole step", "tokens/s", "layer saved"):
         table.add_column(column, justify="right")
     savings = {saving.baseline: saving for saving in ledger.savings}
     for entry in ledger.losses:
@@ -153,7 +156,7 @@ def ledger_table(ledger: MemoryLedger) -> Table:
 
 def _ledger_row(entry: LossMemory, saving: Saving | None) -> tuple[str, ...]:
     speed = f"{entry.tokens_per_s:,.0f}" if entry.tokens_per_s else "-"
-    saved = f"{size(saving.loss_layer_bytes)} ({saving.loss_layer_ratio:.1f}x)" if saving else ""
+    saved = f"{saving.loss_layer_ratio:.1f}x less" if saving else ""
     return LOSSES[entry.loss], _figure(entry.loss_layer), _figure(entry.step), speed, saved
 
 
