@@ -139,14 +139,16 @@ def ledger_table(ledger: MemoryLedger) -> Table:
     table = Table(
         title=f"Memory of the loss on {ledger.device}: {ledger.tokens:,} rows,"
         f" vocabulary {ledger.vocab_size:,}, width {ledger.hidden_size}, {ledger.dtype}",
-        caption=f"Peak bytes above weights and gradients, by {ledger.method}.",
+        caption=f"Peak bytes above weights and gradients, by {ledger.method}.\n"
+        "Saved: how many times the loss layer of the job's own loss fits into this one.",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        show_edge=False,
         title_justify="left",
         caption_justify="left",
     )
     table.add_column("loss")
-    for column in ("loss layer", "whole step", "tokens/s", "layer saved"):
+    for column in ("loss layer", "whole step", "tokens/s", "saved"):
         table.add_column(column, justify="right")
     savings = {saving.baseline: saving for saving in ledger.savings}
     for entry in ledger.losses:
@@ -156,7 +158,7 @@ def ledger_table(ledger: MemoryLedger) -> Table:
 
 def _ledger_row(entry: LossMemory, saving: Saving | None) -> tuple[str, ...]:
     speed = f"{entry.tokens_per_s:,.0f}" if entry.tokens_per_s else "-"
-    saved = f"{saving.loss_layer_ratio:.1f}x less" if saving else ""
+    saved = f"{saving.loss_layer_ratio:.1f}x" if saving else ""
     return LOSSES[entry.loss], _figure(entry.loss_layer), _figure(entry.step), speed, saved
 
 

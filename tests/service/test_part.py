@@ -11,11 +11,13 @@ from service.part import Part, PartFailed
 from tests.worker.support import alive, until
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
-DEAF = [
-    sys.executable,
-    "-c",
-    "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(9)",
-]
+DEAF_PROGRAM = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("up", flush=True)
+time.sleep(600)
+"""
+DEAF = [sys.executable, "-c", DEAF_PROGRAM]
 
 
 def _part(tmp_path: Path, command: list[str]) -> Part:
