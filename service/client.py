@@ -120,6 +120,10 @@ class Client:
                 return found[::-1]
             after = {"after": found[-1].id}
 
+    def models(self) -> list[str]:
+        """Names of the models that can be fine-tuned, and of the fine-tuned ones."""
+        return [model["id"] for model in self._get("models")["data"]]
+
     def download(self, model: str, folder: Path) -> list[ModelFile]:
         """Download the files of a fine-tuned model into `folder`; what they are."""
         path = f"models/{quote(model, safe='')}"

@@ -140,7 +140,7 @@ def ledger_table(ledger: MemoryLedger) -> Table:
         title=f"Memory of the loss on {ledger.device}: {ledger.tokens:,} rows,"
         f" vocabulary {ledger.vocab_size:,}, width {ledger.hidden_size}, {ledger.dtype}",
         caption=f"Peak bytes above weights and gradients, by {ledger.method}.\n"
-        "Saved: how many times the loss layer of the job's own loss fits into this one.",
+        "Saved: how many times less the layer of the job's own loss needs.",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         show_edge=False,

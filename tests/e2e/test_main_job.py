@@ -1,0 +1,168 @@
+"""The whole life cycle of a job with the official client, unchanged, sync and async."""
+
+import asyncio
+import csv
+import io
+import json
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import torch
+from openai import AsyncOpenAI, OpenAI
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from service.stack import Stack
+from tests.support.stack import TINY, write_chat
+
+DONE = {"succeeded", "failed", "cancelled"}
+LONG = {"n_epochs": 50, "batch_size": 1}
+
+
+def _method(**hyperparameters: int) -> dict:
+    return {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
+
+
+@pytest.fixture
+def client(stack: Stack) -> OpenAI:
+    with OpenAI(base_url=f"{stack.url}/v1", api_key="unused") as client:
+        yield client
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Path:
+    return write_chat(tmp_path / "chat.jsonl")
+
+
+def test_a_job_from_upload_to_a_model_that_transformers_loads(
+    client: OpenAI, stack: Stack, chat: Path, tmp_path: Path
+) -> None:
+    assert TINY in {model.id for model in client.models.list()}
+    training = client.files.create(file=chat, purpose="fine-tune")
+    assert (training.status, training.filename) == ("processed", "chat.jsonl")
+    validation = client.files.create(
+        file=write_chat(tmp_path / "validation.jsonl", rows=4), purpose="fine-tune"
+    )
+    created = client.fine_tuning.jobs.create(
+        model=TINY,
+        training_file=training.id,
+        validation_file=validation.id,
+        suffix="e2e",
+        seed=7,
+        metadata={"why": "test"},
+        method=_method(n_epochs=2, batch_size=4),
+        extra_body={"learning_rate": 1e-2, "max_seq_length": 64, "checkpoint_every": 6},
+    )
+    assert created.status == "validating_files"
+    job = _finished(client, created.id)
+    assert job.status == "succeeded", job.error
+    assert job.trained_tokens > 0
+    assert job.fine_tuned_model.startswith(f"ft:{TINY}:")
+    assert ":e2e:" in job.fine_tuned_model
+    assert job.method.supervised.hyperparameters.n_epochs == 2
+    assert [found.id for found in client.fine_tuning.jobs.list(metadata={"why": "test"})] == [
+        job.id
+    ]
+    _check_events(client, job.id)
+    _check_extensions(job.model_extra)
+    checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id))
+    assert {checkpoint.step_number for checkpoint in checkpoints} >= {6, 12}
+    _check_results(client, job.result_files)
+    _check_model(stack, job.fine_tuned_model, tmp_path / "model")
+    assert client.models.retrieve(job.fine_tuned_model).id == job.fine_tuned_model
+    assert client.models.delete(job.fine_tuned_model).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve(job.fine_tuned_model)
+
+
+def test_the_async_client_cancels_a_running_job(stack: Stack, chat: Path) -> None:
+    async def scenario() -> None:
+        async with AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="unused") as client:
+            file = await client.files.create(file=chat, purpose="fine-tune")
+            job = await client.fine_tuning.jobs.create(
+                model=TINY, training_file=file.id, method=_method(**LONG)
+            )
+            while job.status not in DONE and not _step(job):
+                await asyncio.sleep(0.1)
+                job = await client.fine_tuning.jobs.retrieve(job.id)
+            assert job.status == "running"
+            asked = time.monotonic()
+            await client.fine_tuning.jobs.cancel(job.id)
+            while job.status not in DONE:
+                await asyncio.sleep(0.1)
+                job = await client.fine_tuning.jobs.retrieve(job.id)
+            assert job.status == "cancelled"
+            assert time.monotonic() - asked < 5
+            events = [event async for event in client.fine_tuning.jobs.list_events(job.id)]
+            assert "ancelled" in events[0].message
+            assert (await client.files.delete(file.id)).deleted
+
+    asyncio.run(scenario())
+
+
+def test_what_is_wrong_with_a_request_is_an_openai_error(client: OpenAI, chat: Path) -> None:
+    file = client.files.create(file=chat, purpose="fine-tune")
+    with pytest.raises(openai.BadRequestError) as unknown_model:
+        client.fine_tuning.jobs.create(model="no-such-model", training_file=file.id)
+    assert unknown_model.value.param == "model"
+    assert unknown_model.value.code
+    with pytest.raises(openai.NotFoundError):
+        client.fine_tuning.jobs.retrieve("ftjob-nothing")
+
+
+def _finished(client: OpenAI, job_id: str) -> openai.types.fine_tuning.FineTuningJob:
+    deadline = time.monotonic() + 120
+    while (job := client.fine_tuning.jobs.retrieve(job_id)).status not in DONE:
+        assert time.monotonic() < deadline, job
+        time.sleep(0.2)
+    return job
+
+
+def _step(job: openai.types.fine_tuning.FineTuningJob) -> int:
+    progress = job.model_extra.get("progress")
+    return progress["step"] if progress else 0
+
+
+def _check_events(client: OpenAI, job_id: str) -> None:
+    """Paged by the client, newest first, with a loss that falls."""
+    events = list(client.fine_tuning.jobs.list_events(job_id, limit=5))
+    assert len({event.id for event in events}) == len(events) > 5
+    assert "succeeded" in events[0].message
+    metrics = [event.data for event in events if event.type == "metrics"][::-1]
+    losses = [data["train_loss"] for data in metrics if "train_loss" in data]
+    assert losses[-1] < losses[0]
+
+
+def _check_extensions(extra: dict) -> None:
+    assert extra["progress"]["step"] == extra["progress"]["total_steps"] == 12
+    assert extra["attempt"] == 1
+    assert extra["worker"]
+    by_loss = {entry["loss"]: entry["loss_layer"] for entry in extra["memory"]["losses"]}
+    assert by_loss["cce"]["provenance"] == "measured"
+    assert {"full_logits", "chunked", "cce"} <= set(by_loss)
+
+
+def _check_results(client: OpenAI, files: list[str]) -> None:
+    contents = [client.files.content(file_id).text for file_id in files]
+    header = "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
+    table = next(text for text in contents if text.startswith(header))
+    rows = list(csv.DictReader(io.StringIO(table)))
+    assert float(rows[-1]["train_loss"]) > 0
+    report = next(json.loads(text) for text in contents if text is not table)
+    assert report
+
+
+def _check_model(stack: Stack, model_id: str, folder: Path) -> None:
+    """Download what the model resource lists, and use it."""
+    url = f"{stack.url}/v1/models/{model_id}"
+    folder.mkdir()
+    for file in httpx.get(url).json()["files"]:
+        content = httpx.get(f"{url}/files/{file['name']}").raise_for_status().content
+        assert len(content) == file["bytes"]
+        (folder / file["name"]).write_bytes(content)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokens = AutoTokenizer.from_pretrained(folder)("What is", return_tensors="pt")
+    with torch.inference_mode():
+        assert torch.isfinite(model(**tokens).logits).all()

@@ -1,0 +1,101 @@
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.client import Client
+from service.part import PartFailed
+from service.stack import Stack, StackError, StackOptions
+from tests.support.stack import processes_of, write_chat
+from tests.worker.support import until
+
+PARTS = ("redis-server", "-m service", "--queues validate", "--queues train")
+
+
+def _pid(data: Path, part: str) -> int:
+    """The process of a part, once it has become its program."""
+
+    def find() -> int | None:
+        found = processes_of(data).items()
+        return next((pid for pid, line in found if part in line and "lifeline" not in line), None)
+
+    return until(find, what=part)
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    with Stack(StackOptions(tmp_path)) as stack:
+        yield stack
+
+
+def test_every_part_runs_and_none_is_left(tmp_path: Path) -> None:
+    with Stack(StackOptions(tmp_path)) as stack:
+        assert httpx.get(f"{stack.url}/readyz").status_code == 200
+        assert len({_pid(tmp_path, part) for part in PARTS}) == len(PARTS)
+    assert processes_of(tmp_path) == {}
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{stack.url}/readyz")
+
+
+def test_what_was_recorded_is_there_after_a_restart(tmp_path: Path) -> None:
+    with Stack(StackOptions(tmp_path)) as stack, Client(stack.url) as client:
+        file_id = client.upload(write_chat(tmp_path / "chat.jsonl"))
+    with Stack(StackOptions(tmp_path)) as stack:
+        assert httpx.get(f"{stack.url}/v1/files/{file_id}").json()["id"] == file_id
+
+
+def test_parts_that_die_are_started_again(stack: Stack, tmp_path: Path) -> None:
+    for part in PARTS:
+        pid = _pid(tmp_path, part)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda pid=pid: pid not in processes_of(tmp_path))
+
+    def mended() -> bool:
+        stack.mend()
+        try:
+            return httpx.get(f"{stack.url}/readyz", timeout=1).is_success
+        except httpx.TransportError:
+            return False
+
+    until(mended, what="the stack to be whole again")
+    assert len({_pid(tmp_path, part) for part in PARTS}) == len(PARTS)
+
+
+def test_a_part_that_keeps_dying_is_given_up(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.stack._MAX_STARTS", 2)
+    monkeypatch.setattr("service.stack._PAUSE_S", 0.0)
+
+    def kill_and_mend() -> None:
+        os.kill(_pid(tmp_path, "--queues train"), signal.SIGKILL)
+        until(lambda: not all(part.running for part in stack._parts))
+        stack.mend()
+
+    kill_and_mend()
+    with pytest.raises(PartFailed, match="The train worker keeps dying"):
+        kill_and_mend()
+
+
+def test_a_failed_start_leaves_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        options = StackOptions(tmp_path, port=taken.getsockname()[1])
+        with pytest.raises(StackError, match="Cannot listen"), Stack(options):
+            pytest.fail("it started")
+    assert processes_of(tmp_path) == {}
+
+
+def test_one_data_folder_has_one_stack(stack: Stack, tmp_path: Path) -> None:
+    with pytest.raises(StackError, match="Another Headroom runs on"), Stack(StackOptions(tmp_path)):
+        pytest.fail("it started")
+    assert httpx.get(f"{stack.url}/readyz").status_code == 200
+
+
+@pytest.mark.parametrize("host", ["::", "192.0.2.1", "example.org"])
+def test_the_network_is_not_served_without_keys(tmp_path: Path, host: str) -> None:
+    with pytest.raises(StackError, match="Without API keys"), Stack(StackOptions(tmp_path, host)):
+        pytest.fail("it started")
