@@ -2,8 +2,8 @@
 
 The order: count and list the kept pairs; weigh the tail and take its products; then, round by
 round, the kept pairs' logits and dC; last dE, by row. If the pairs, or one row's entries, outgrow
-their buffers, the exact backward, queued behind, overwrites both gradients: it returns at once
-otherwise. The host never waits for the decision.
+their buffers, the device asks for the exact backward, which the caller queues behind: it overwrites
+both gradients, and returns at once otherwise. The host never waits for the decision.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,12 @@ from cce_core.kernels.launch import Logit, describe
 from cce_core.kernels.pairs import block_gradient_kernel, pair_logits_kernel, row_gradient_kernel
 from cce_core.kernels.plan import count_kernel, list_kernel, plan_kernel
 from cce_core.kernels.rows import Rows
-from cce_core.kernels.slices import exact_gradients
 from cce_core.kernels.statistics import RowStatistics
 from cce_core.kernels.tail import tail_kernel
 from cce_core.kernels.tiling import interpreted
 
 LAST_ROUND_PAIRS = 32768
-BYTES_PER_ROW = 152 * 2**20 // 8192  # of scratch, in all
+BYTES_PER_ROW = 144 * 2**20 // 8192  # of scratch, in all
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Filter:
     pair_bar: float = 2.0**-11.5  # a block's share of its row's gradient
     entry_bar: float = 2.0**-13.5  # an entry's
     entries: int | None = None  # length of a row's list; None fills the budget
-    density: float = 0.12  # the kept part of all pairs above which exact takes over
+    density: float = 0.25  # the kept part of all pairs above which exact takes over
     parts: int = 16  # dE is made in so many parts, which bounds its tail's scratch
 
     @classmethod
@@ -70,7 +69,7 @@ def filtered_gradients(
     dc: torch.Tensor | None,
     options: Filter,
 ) -> torch.Tensor:
-    """Write dE and dC; return the device's decision, () int32: 1 where they were made exactly.
+    """Write dE and dC; return the device's decision, () int32: 1 where exact has to overwrite them.
 
     `statistics.mass` is consumed. Shapes as in `exact_gradients`; bf16 only, no bias.
     """
@@ -80,9 +79,6 @@ def filtered_gradients(
     upstream = (g_lse / unit, g_label / unit)
     plan = _plan(rows, logit, statistics, upstream[0], options)
     _filtered(rows, logit, statistics, upstream, unit, plan, de, dc, options)
-    exact_gradients(
-        rows, logit, statistics.lse, g_lse, g_label, None, de=de, dc=dc, dbias=None, wanted=plan.exact
-    )
     return plan.exact
 
 
@@ -211,7 +207,6 @@ def _weigh_tail(rows, logit, statistics, g, plan):
         statistics.mass,
         plan.exact,
         weight,
-        mean,
         n,
         logit.c.shape[0],
         d,
@@ -226,7 +221,17 @@ def _weigh_tail(rows, logit, statistics, g, plan):
         num_stages=tiling.stages,
         **logit.common(),
     )
-    return weight, mean
+    return weight, _block_means(logit.c, weight.to(logit.c.dtype), block)
+
+
+def _block_means(c: torch.Tensor, weight: torch.Tensor, block: int) -> torch.Tensor:
+    """(B, D): the weighted sum of each block's rows of C."""
+    whole = c.shape[0] // block
+    full, rest = c[: whole * block], c[whole * block :]
+    means = torch.bmm(weight[: len(full)].view(whole, 1, block), full.view(whole, block, -1))
+    if len(rest) == 0:
+        return means[:, 0]
+    return torch.cat([means[:, 0], weight[len(full) : len(c)][None] @ rest])
 
 
 def _pair_logits(

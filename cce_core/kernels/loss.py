@@ -6,7 +6,7 @@ for the blocked implementation. The filtered backward serves bf16 without bias a
 gradient of the mean logit (label smoothing); what it does not serve is computed exactly.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -129,12 +129,28 @@ def backward(
     de = torch.zeros(saved.shape, dtype=rows.e.dtype, device=place.device) if with_e else None
     dc = torch.empty_like(head.c) if with_c else None
     dbias = torch.empty_like(head.bias) if with_bias and head.bias is not None else None
-    options, saved.filter = saved.filter, None
-    if options is not None and g_mean is None:
-        exact = filtered_gradients(
-            rows, head, saved.statistics, g_lse, g_label, de=de, dc=dc, options=options
-        )
-        return Gradients(de, dc, None, exact)
+    exact = None
+    if g_mean is None:
+        exact = _filtered(saved, g_lse, g_label, de, dc)
     lse = saved.statistics.lse
-    exact_gradients(rows, head, lse, g_lse, g_label, g_mean, de=de, dc=dc, dbias=dbias)
-    return Gradients(de, dc, dbias, None)
+    exact_gradients(
+        rows, head, lse, g_lse, g_label, g_mean, de=de, dc=dc, dbias=dbias, wanted=exact
+    )
+    return Gradients(de, dc, dbias, exact)
+
+
+def _filtered(
+    saved: Saved,
+    g_lse: torch.Tensor,
+    g_label: torch.Tensor,
+    de: torch.Tensor | None,
+    dc: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """The filtered gradients, once; the masses it consumes are freed. None where not served."""
+    options, statistics = saved.filter, saved.statistics
+    if options is None:
+        return None
+    saved.filter, saved.statistics = None, replace(statistics, mass=None)
+    return filtered_gradients(
+        saved.rows, saved.logit, statistics, g_lse, g_label, de=de, dc=dc, options=options
+    )

@@ -6,8 +6,8 @@ from cce_core.kernels.exact import dlogits_kernel, gradients_kernel
 from cce_core.kernels.launch import Logit, describe
 from cce_core.kernels.rows import Rows
 
-SCRATCH_COLUMNS = 1024  # of dz in scratch of its own, where dC is nearly written
-SCRATCH_BYTES = 96 * 2**20  # for dz where there is no dC
+BYTES_PER_ROW = 144 * 2**20 // 8192  # of scratch, in all
+SCRATCH_COLUMNS = 512  # of dz in scratch of its own, where dC is nearly written
 WIDEST = 16384
 STEP = 512  # a slice is whole tiles
 
@@ -31,9 +31,10 @@ def vocabulary_slices(dz: torch.Tensor, dc: torch.Tensor | None, v: int):
         first += width
 
 
-def scratch_columns(n: int, v: int, item: int, *, alone: bool) -> int:
-    """The width of dz's own scratch; `alone` where dC cannot lend any."""
-    width = SCRATCH_BYTES // (item * max(n, 1)) // STEP * STEP if alone else SCRATCH_COLUMNS
+def scratch_columns(n: int, v: int, item: int, taken: int, *, alone: bool) -> int:
+    """The width of dz's own scratch; `alone` where dC cannot lend any: what `taken` leaves."""
+    room = BYTES_PER_ROW * n - taken
+    width = room // (item * max(n, 1)) // STEP * STEP if alone else SCRATCH_COLUMNS
     return min(max(width, SCRATCH_COLUMNS), -(-v // STEP) * STEP)
 
 
@@ -58,7 +59,8 @@ def exact_gradients(rows, logit, lse, g_lse, g_label, g_mean, *, de, dc, dbias, 
     aux_type = torch.int16 if split else torch.float32
     aux = torch.empty((n, d) if de is not None else (1, 16), dtype=aux_type, device=rows.e.device)
     alone = dc is None or dbias is not None
-    width = scratch_columns(n, v, rows.e.element_size(), alone=alone)
+    taken = rows.e.nbytes + aux.nbytes
+    width = scratch_columns(n, v, rows.e.element_size(), taken, alone=alone)
     make = torch.zeros if dbias is not None else torch.empty
     scratch = make((n, width), dtype=rows.e.dtype, device=rows.e.device)
     ask = wanted is not None

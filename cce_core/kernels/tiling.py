@@ -56,7 +56,7 @@ HOPPER = Tilings(
     gradients=Tiling(128, 256, 64, 16, 8, 3, flatten=False),
     pairs=Tiling(64, 128, 64, 1, 4, 4, flatten=False, residency=2),
     scatter=Tiling(128, 128, 64, 1, 8, 2, flatten=False, residency=2),
-    tail=Tiling(128, 64, 64, 1, 4, 3, flatten=False, residency=2),
+    tail=Tiling(128, 128, 64, 1, 8, 4, flatten=False),
     block=128,
 )
 AMPERE = Tilings(

@@ -1,0 +1,86 @@
+"""The same loss by others: eager and compiled full logits, cut-cross-entropy, Liger.
+
+Peers are an extra of the benchmark: one that is not installed is reported as absent.
+"""
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from cce_core.bench.data import IGNORE_INDEX, Case
+from cce_core.bench.measure import Implementation
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def _differentiated(case: Case, name: str, preset: str, call: Loss) -> Implementation:
+    e, c = case.e.detach().requires_grad_(), case.c.detach().requires_grad_()
+
+    def forward() -> torch.Tensor:
+        with torch.no_grad():
+            return call(e, c)
+
+    def both() -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        value = call(e, c)
+        de, dc = torch.autograd.grad(value, (e, c))
+        return value.detach(), de, dc
+
+    return Implementation(name, preset, forward, both)
+
+
+def _full_logits(case: Case) -> Loss:
+    cap, targets = case.shape.softcap, case.targets
+
+    def call(e: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        z = (e @ c.T).float()
+        if cap is not None:
+            z = cap * torch.tanh(z / cap)
+        return F.cross_entropy(z, targets, ignore_index=IGNORE_INDEX)
+
+    return call
+
+
+def _cut(case: Case) -> Loss:
+    from cut_cross_entropy import linear_cross_entropy  # noqa: PLC0415  an optional peer
+
+    def call(e: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return linear_cross_entropy(e, c, case.targets, softcap=case.shape.softcap)
+
+    return call
+
+
+def _liger(case: Case) -> Loss:
+    from liger_kernel.transformers import (  # noqa: PLC0415  an optional peer
+        LigerFusedLinearCrossEntropyLoss,
+    )
+
+    loss = LigerFusedLinearCrossEntropyLoss(softcap=case.shape.softcap)
+
+    def call(e: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return loss(c, e, case.targets)
+
+    return call
+
+
+def implementations(case: Case, names: list[str]) -> tuple[list[Implementation], list[str]]:
+    """The peers asked for, and the names of those that are not installed."""
+    found, absent = [], []
+    for name in names:
+        module = {"cut-cross-entropy": "cut_cross_entropy", "liger-kernel": "liger_kernel"}.get(name)
+        if module is not None and importlib.util.find_spec(module) is None:
+            absent.append(name)
+        elif name == "eager":
+            found.append(_differentiated(case, name, "", _full_logits(case)))
+        elif name == "torch.compile":
+            compiled = torch.compile(_full_logits(case))
+            found.append(_differentiated(case, name, "", compiled))
+        elif name == "cut-cross-entropy":
+            found.append(_differentiated(case, name, "cce", _cut(case)))
+        else:
+            found.append(_differentiated(case, name, "fused", _liger(case)))
+    return found, absent
+
+
+NAMES = ["eager", "torch.compile", "cut-cross-entropy", "liger-kernel"]
