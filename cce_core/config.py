@@ -1,0 +1,83 @@
+"""The options of the loss: which implementation computes it, and how exact its backward is."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+ImplementationName = Literal["auto", "reference", "blocked", "triton"]
+Preset = Literal["default", "exact"]
+FilterEps = float | Literal["auto"] | None
+
+DEFAULT_FILTER_EPS = 2.0**-12
+"""A bf16 product does not see a probability below this (arXiv:2411.09009, section 3.3)."""
+
+REPLACEMENTS = {
+    "cce": "LossConfig()",
+    "cce_kahan": "LossConfig()",
+    "cce_kahan_full_e": "LossConfig()",
+    "cce_kahan_full_c": "LossConfig()",
+    "cce_kahan_full_c_full_e": "LossConfig(preset='exact')",
+    "cce_exact": "LossConfig(preset='exact')",
+    "torch_compile": "LossConfig(implementation='blocked')",
+}
+"""What callers of cut_cross_entropy ask for by `impl=`, and our words for it."""
+
+
+def choice_error(name: str, got: object, allowed: tuple[str, ...]) -> ValueError:
+    """The error for a word that is not among `allowed`; it knows cut_cross_entropy's names."""
+    message = f"{name} must be one of {', '.join(map(repr, allowed))}; got {got!r}"
+    if isinstance(got, str) and got in REPLACEMENTS:
+        message += f" (a name of cut_cross_entropy: pass config={REPLACEMENTS[got]} instead)"
+    return ValueError(message)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """How the loss is computed; what it means does not depend on it.
+
+    Attributes:
+        implementation: "auto" takes the Triton kernels for CUDA tensors that they serve, where
+            Triton is installed, and the blocked implementation for all others. "reference" holds
+            the full logits. A name that cannot serve the call raises, it never falls back.
+        preset: "default" lets the Triton backward leave out what is below `filter_eps`; "exact"
+            leaves out nothing. Reference and blocked are exact under either.
+        filter_eps: The probability below which the Triton backward may approximate; None is exact;
+            "auto" is the preset's own: 2**-12 for "default", None for "exact".
+        deterministic: The same bits on each run. Reference and blocked always are.
+        scratch_bytes: Bound on the blocked implementation's tile of logits; None is 4 MiB on CPU
+            (a tile stays in the cache), 64 MiB on other devices.
+    """
+
+    implementation: ImplementationName = "auto"
+    preset: Preset = "default"
+    filter_eps: FilterEps = "auto"
+    deterministic: bool = False
+    scratch_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, words in (("implementation", ImplementationName), ("preset", Preset)):
+            value = getattr(self, name)
+            if value not in get_args(words):
+                raise choice_error(name, value, get_args(words))
+        check_filter_eps(self.filter_eps)
+        if self.preset == "exact" and self.filter_eps not in ("auto", None):
+            raise ValueError(
+                f"preset='exact' filters nothing, but filter_eps is {self.filter_eps}: "
+                "pass preset='default' with it, or no filter_eps"
+            )
+        if self.scratch_bytes is not None and self.scratch_bytes < 1:
+            raise ValueError(f"scratch_bytes must be positive or None; got {self.scratch_bytes}")
+
+    @property
+    def eps(self) -> float | None:
+        """The filter's threshold, "auto" resolved; None for an exact backward."""
+        if self.filter_eps == "auto":
+            return DEFAULT_FILTER_EPS if self.preset == "default" else None
+        return self.filter_eps
+
+
+def check_filter_eps(value: FilterEps) -> None:
+    """Raise ValueError unless `value` is a threshold."""
+    if value is None or value == "auto":
+        return
+    if not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"filter_eps must be 'auto', None or in [0, 1); got {value!r}")
