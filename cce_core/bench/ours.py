@@ -1,36 +1,32 @@
 """This package's kernels as implementations of the benchmark, by preset."""
 
+from typing import Any
+
 import torch
 
 from cce_core.bench.data import Case
 from cce_core.bench.measure import Implementation
+from cce_core.config import LossConfig
 from cce_core.kernels import loss
+from cce_core.problem import Head, Problem, RowGrads, Wanted
 
-EPS = 2.0**-12
 
-
-def _implementation(case: Case, preset: str, eps: float | None, *, head: bool) -> Implementation:
+def _implementation(case: Case, preset: str, config: LossConfig, *, head: bool) -> Implementation:
     kept = (case.targets >= 0).float()
     upstream = kept / kept.sum()
 
-    def rows(*, gradients: bool) -> tuple[torch.Tensor, loss.Saved]:
-        outputs, saved = loss.forward(
-            case.e,
-            case.c,
-            None,
-            case.targets,
-            softcap=case.shape.softcap,
-            gradients=gradients,
-            eps=eps,
-        )
-        return torch.dot(outputs.lse - outputs.label_logit, upstream), saved
+    def rows(wanted: Wanted) -> tuple[torch.Tensor, Any]:
+        logit = Head(case.shape.softcap)
+        problem = Problem(case.e, case.c, None, case.targets, logit, wanted)
+        found, state = loss.forward(problem, config)
+        return torch.dot(found.lse - found.label_logit, upstream), state
 
     def forward() -> torch.Tensor:
-        return rows(gradients=False)[0]
+        return rows(Wanted())[0]
 
     def both() -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        value, saved = rows(gradients=True)
-        grads = loss.backward(saved, upstream, -upstream, with_c=head)
+        value, state = rows(Wanted(e=True, c=head))
+        grads = loss.backward(state, RowGrads(upstream, -upstream))
         return value, grads.e, grads.c
 
     return Implementation("headroom", preset, forward, both)
@@ -39,7 +35,7 @@ def _implementation(case: Case, preset: str, eps: float | None, *, head: bool) -
 def implementations(case: Case) -> list[Implementation]:
     """Default, exact, and default with a frozen head; the forward column is the loss alone."""
     return [
-        _implementation(case, "default", EPS, head=True),
-        _implementation(case, "exact", None, head=True),
-        _implementation(case, "frozen head", EPS, head=False),
+        _implementation(case, "default", LossConfig(), head=True),
+        _implementation(case, "exact", LossConfig(preset="exact"), head=True),
+        _implementation(case, "frozen head", LossConfig(), head=False),
     ]

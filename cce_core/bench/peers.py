@@ -68,7 +68,9 @@ def implementations(case: Case, names: list[str]) -> tuple[list[Implementation],
     """The peers asked for, and the names of those that are not installed."""
     found, absent = [], []
     for name in names:
-        module = {"cut-cross-entropy": "cut_cross_entropy", "liger-kernel": "liger_kernel"}.get(name)
+        module = {"cut-cross-entropy": "cut_cross_entropy", "liger-kernel": "liger_kernel"}.get(
+            name
+        )
         if module is not None and importlib.util.find_spec(module) is None:
             absent.append(name)
         elif name == "eager":

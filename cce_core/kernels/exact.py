@@ -100,8 +100,17 @@ def merge_halves(upper, lower):
 
 @triton.jit
 def fold(
-    acc, upper, lower, here, first_col, de_ptr, aux_ptr, D,
-    IS_FIRST: tl.constexpr, IS_LAST: tl.constexpr, SPLIT: tl.constexpr,
+    acc,
+    upper,
+    lower,
+    here,
+    first_col,
+    de_ptr,
+    aux_ptr,
+    D,
+    IS_FIRST: tl.constexpr,
+    IS_LAST: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     """Add a part of a tile to the accumulator of dE, in registers a quarter of the tile needs."""
     col = first_col + tl.arange(0, acc.shape[1])
@@ -191,7 +200,45 @@ def gradients_kernel(
             target = tl.load(index_ptr + row, mask=here, other=0).to(tl.int64) * D
             first_col = n * BLOCK_D
             Q: tl.constexpr = BLOCK_D // 4
-            fold(a0, target, lower, here, first_col, de_ptr, de_aux_ptr, D, IS_FIRST, IS_LAST, SPLIT)
-            fold(a1, target, lower, here, first_col + Q, de_ptr, de_aux_ptr, D, IS_FIRST, IS_LAST, SPLIT)
-            fold(a2, target, lower, here, first_col + 2 * Q, de_ptr, de_aux_ptr, D, IS_FIRST, IS_LAST, SPLIT)
-            fold(a3, target, lower, here, first_col + 3 * Q, de_ptr, de_aux_ptr, D, IS_FIRST, IS_LAST, SPLIT)
+            fold(
+                a0, target, lower, here, first_col, de_ptr, de_aux_ptr, D, IS_FIRST, IS_LAST, SPLIT
+            )
+            fold(
+                a1,
+                target,
+                lower,
+                here,
+                first_col + Q,
+                de_ptr,
+                de_aux_ptr,
+                D,
+                IS_FIRST,
+                IS_LAST,
+                SPLIT,
+            )
+            fold(
+                a2,
+                target,
+                lower,
+                here,
+                first_col + 2 * Q,
+                de_ptr,
+                de_aux_ptr,
+                D,
+                IS_FIRST,
+                IS_LAST,
+                SPLIT,
+            )
+            fold(
+                a3,
+                target,
+                lower,
+                here,
+                first_col + 3 * Q,
+                de_ptr,
+                de_aux_ptr,
+                D,
+                IS_FIRST,
+                IS_LAST,
+                SPLIT,
+            )

@@ -1,7 +1,7 @@
 """Launch the filtered backward: few pairs exactly, the rest by their mean field.
 
 The order: count and list the kept pairs; weigh the tail and take its products; then, round by
-round, the kept pairs' logits and dC; last dE, by row. If the pairs, or one row's entries, outgrow
+round, the kept pairs' logits and dC; last dE, by row. If the pairs, or one row's large entries, outgrow
 their buffers, the device asks for the exact backward, which the caller queues behind: it overwrites
 both gradients, and returns at once otherwise. The host never waits for the decision.
 """
@@ -30,6 +30,7 @@ class Filter:
     pair_bar: float = 2.0**-11.5  # a block's share of its row's gradient
     entry_bar: float = 2.0**-13.5  # an entry's
     entries: int | None = None  # length of a row's list; None fills the budget
+    big_entries: int = 192  # of these, slots for the large ones alone
     density: float = 0.25  # the kept part of all pairs above which exact takes over
     parts: int = 16  # dE is made in so many parts, which bounds its tail's scratch
 
@@ -130,8 +131,8 @@ def _filtered(rows, logit, statistics, upstream, unit, plan, de, dc, options):
     tail = statistics.mass
     weight, mean = _weigh_tail(rows, logit, statistics, upstream[0], plan)
     pull = _product(tail, rows.e) if dc is not None else mean
-    found = torch.zeros(n, dtype=torch.int32, device=device)
-    k = _list_length(rows, logit, statistics, options) if de is not None else 1
+    found = torch.zeros((n, 2), dtype=torch.int32, device=device)
+    k = _list_length(rows, logit, statistics, options) if de is not None else options.big_entries
     col = torch.empty((n, k), dtype=torch.int32, device=device)
     dz = torch.empty((n, k), dtype=torch.bfloat16, device=device)
     lists = (found, col, dz)
@@ -154,7 +155,7 @@ def _list_length(rows, logit, statistics, options) -> int:
     taken += LAST_ROUND_PAIRS * logit.tilings.block * item + n * d * item // options.parts
     taken += int(options.density * blocks * n) * 4
     room = BYTES_PER_ROW * n - taken
-    return min(max(room // (6 * n) // 16 * 16, 256), 4096)
+    return min(max(room // (6 * n) // 16 * 16, 2 * options.big_entries), 4096)
 
 
 def _rounds(rows: Rows, logit: Logit, dc: torch.Tensor | None) -> list[Round]:
@@ -234,16 +235,14 @@ def _block_means(c: torch.Tensor, weight: torch.Tensor, block: int) -> torch.Ten
     return torch.cat([means[:, 0], weight[len(full) : len(c)][None] @ rest])
 
 
-def _pair_logits(
-    rows, logit, statistics, upstream, plan, turn, lists, tail, de, dc, options
-):
+def _pair_logits(rows, logit, statistics, upstream, plan, turn, lists, tail, de, dc, options):
     tiling = logit.tilings.pairs
     d = rows.e.shape[1]
     programs = logit.programs * tiling.residency
     pair_logits_kernel[(programs,)](
         rows.e,
         describe(logit.c, tiling.block_v, tiling.block_d),
-        describe(turn.pool, tiling.block_n, tiling.block_v // 2),
+        describe(turn.pool, tiling.block_n, tiling.block_v // 4),
         plan.pair_row,
         plan.owner,
         plan.start,
@@ -257,6 +256,7 @@ def _pair_logits(
         logit.c.shape[0],
         d,
         lists[1].shape[1],
+        options.big_entries,
         turn.first,
         turn.last,
         turn.pool.shape[0],
@@ -325,6 +325,7 @@ def _row_gradient(rows, logit, plan, lists, tail, mean, unit, de, options):
             first,
             d,
             lists[1].shape[1],
+            options.big_entries,
             logit.c.stride(0),
             BATCH=16,
             BLOCK_D=block_d,

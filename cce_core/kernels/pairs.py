@@ -1,8 +1,8 @@
 """The kept pairs' share of the gradients: their logits again, dC by block, dE by row.
 
     dz[i, v] of a kept pair goes to the round's pool in bf16, for dC
-    entries with |dz| over a smaller threshold (and every label's) go to the row's list, for dE
-    what a kept pair leaves unlisted is added to the row's tail mass of that block
+    entries whose share passes a smaller threshold, and labels, go to the row's list, for dE
+    what a kept pair leaves unlisted, or finds no slot, joins the row's tail mass of that block
 
 dC[b] = sum over b's kept rows of dz^T E + weight (x) G[b], written once by its owner.
 dE[i] = sum over i's list of dz C[v] + tail, written once by its owner.
@@ -15,18 +15,27 @@ import triton.language as tl
 
 from cce_core.kernels.primitives import LOG2E, capped, dot, halves
 
+BIG_ENTRY = tl.constexpr(16.0)  # in units of the entry threshold
+
 
 @triton.jit
-def put(listed, dz, row, first, entry_count_ptr, entry_col_ptr, entry_dz_ptr, exact_ptr, K):
-    """Append a tile's listed entries to their rows' lists; ask for exact where one is full."""
+def put(listed, big, dz, row, first, found_ptr, entry_col_ptr, entry_dz_ptr, exact_ptr, K, BIG):
+    """Append a tile's listed entries to their rows' lists; return which ones found a slot.
+
+    Big entries have the last BIG slots for themselves: a full list never costs a large gradient.
+    Should even these run out, the exact backward is asked for.
+    """
     col = first + tl.arange(0, dz.shape[1])
-    one = listed.to(tl.int32)
-    slot = tl.atomic_add(entry_count_ptr + row[:, None] + 0 * one, one, mask=listed, sem="relaxed")
-    fits = listed & (slot < K)
-    tl.store(exact_ptr + 0 * one, one, mask=listed & (slot >= K))
-    offset = row[:, None] * K + slot
+    kind = (listed & big).to(tl.int32)
+    slot = tl.atomic_add(
+        found_ptr + row[:, None] * 2 + kind, listed.to(tl.int32), mask=listed, sem="relaxed"
+    )
+    fits = listed & (slot < tl.where(kind > 0, BIG, K - BIG))
+    tl.store(exact_ptr + 0 * kind, kind, mask=(kind > 0) & (slot >= BIG))
+    offset = row[:, None] * K + kind * (K - BIG) + slot
     tl.store(entry_col_ptr + offset, tl.broadcast_to(col[None, :], dz.shape), mask=fits)
     tl.store(entry_dz_ptr + offset, dz, mask=fits)
+    return fits
 
 
 @triton.jit
@@ -41,7 +50,7 @@ def pair_logits_kernel(
     lse_ptr,
     g_lse_ptr,  # (N,) fp32, in units of the mean |g_lse|
     g_label_ptr,  # (N,) fp32, likewise
-    entry_count_ptr,  # (N,) int32
+    found_ptr,  # (N, 2) int32, zeroed: a row's small and big entries
     entry_col_ptr,  # (N, K) int32
     entry_dz_ptr,  # (N, K) bf16
     tail_ptr,  # (B, N) bf16
@@ -50,6 +59,7 @@ def pair_logits_kernel(
     V,
     D,
     K,
+    BIG,
     first_block,
     last_block,
     capacity,  # slots of the pool
@@ -92,32 +102,45 @@ def pair_logits_kernel(
         lse = tl.load(lse_ptr + row)
         g_lse = tl.load(g_lse_ptr + row)
         g_label = tl.load(g_label_ptr + row)
-        label = (tl.load(label_ptr + row) - block * BLOCK).to(tl.int32)
+        label = tl.where(here, tl.load(label_ptr + row) - block * BLOCK, -1).to(tl.int32)
         rest = tl.zeros((PAIRS,), dtype=tl.float32)
         left, right = halves(z)
-        for half in tl.static_range(2):
-            z = (left if half == 0 else right) * scale
+        z0, z1 = halves(left)
+        z2, z3 = halves(right)
+        for part in tl.static_range(4):
+            z = (z0 if part == 0 else z1 if part == 1 else z2 if part == 2 else z3) * scale
             if HAS_CAP:
                 z = capped(z, cap)
-            inner = half * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
+            inner = part * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
             valid = here[:, None] & (block * BLOCK + inner < V)[None, :]
             hit = label[:, None] == inner[None, :]
             share = tl.exp2(z * LOG2E - (lse * LOG2E)[:, None]) * g_lse[:, None]
             share = tl.where(valid, share, 0.0)
-            dz = share + tl.where(hit & valid, g_label[:, None], 0.0)
+            dz = share + tl.where(hit, g_label[:, None], 0.0)
             if HAS_CAP:
                 ratio = z * (1.0 / cap)
                 dz = dz * (1.0 - ratio * ratio)
             dz = (dz * scale).to(tl.bfloat16)
             if WITH_POOL:
-                pool_desc.store([(chunk - base) * PAIRS, half * (BLOCK // 2)], dz.to(pool_desc.dtype))
-            if WITH_LIST:
-                listed = valid & ((tl.abs(share) > bar) | hit)
-                rest += tl.sum(tl.where(listed, 0.0, share), 1)
-                put(
-                    listed, dz, row, block * BLOCK + half * (BLOCK // 2),
-                    entry_count_ptr, entry_col_ptr, entry_dz_ptr, exact_ptr, K,
+                pool_desc.store(
+                    [(chunk - base) * PAIRS, part * (BLOCK // 4)], dz.to(pool_desc.dtype)
                 )
+            if WITH_LIST:
+                size = tl.abs(share)
+                fits = put(
+                    (size > bar) | hit,
+                    hit | (size > BIG_ENTRY * bar),
+                    dz,
+                    row,
+                    block * BLOCK + part * (BLOCK // 4),
+                    found_ptr,
+                    entry_col_ptr,
+                    entry_dz_ptr,
+                    exact_ptr,
+                    K,
+                    BIG,
+                )
+                rest += tl.sum(tl.where(fits, 0.0, share), 1)
         if WITH_LIST:
             tl.store(tail_ptr + block.to(tl.int64) * N + row, rest.to(tl.bfloat16), mask=here)
 
@@ -178,7 +201,7 @@ def block_gradient_kernel(
 def row_gradient_kernel(
     c_ptr,  # (V, D)
     tail_ptr,  # (rows of this part, D): the tail's share
-    entry_count_ptr,
+    found_ptr,
     entry_col_ptr,
     entry_dz_ptr,
     index_ptr,
@@ -189,6 +212,7 @@ def row_gradient_kernel(
     first,  # the part's first row
     D,
     K,
+    BIG,
     c_stride,
     BATCH: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -197,16 +221,19 @@ def row_gradient_kernel(
     if (row < tl.load(rows_ptr)) & (tl.load(exact_ptr) == 0):
         col = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
         inside = col < D
-        count = tl.minimum(tl.load(entry_count_ptr + row), K)
         acc = tl.zeros((BATCH, BLOCK_D), dtype=tl.float32)
-        for start in range(0, count, BATCH):
-            entry = start + tl.arange(0, BATCH)
-            offset = row.to(tl.int64) * K + entry
-            v = tl.load(entry_col_ptr + offset, mask=entry < count, other=0).to(tl.int64)
-            dz = tl.load(entry_dz_ptr + offset, mask=entry < count, other=0.0).to(tl.float32)
-            live = (entry < count)[:, None] & inside[None, :]
-            c = tl.load(c_ptr + (v * c_stride)[:, None] + col[None, :], mask=live, other=0.0)
-            acc += dz[:, None] * c.to(tl.float32)
+        for kind in range(2):
+            room = BIG if kind == 1 else K - BIG
+            count = tl.minimum(tl.load(found_ptr + row * 2 + kind), room)
+            begin = row.to(tl.int64) * K + kind * (K - BIG)
+            for start in range(0, count, BATCH):
+                entry = start + tl.arange(0, BATCH)
+                known = entry < count
+                v = tl.load(entry_col_ptr + begin + entry, mask=known, other=0).to(tl.int64)
+                dz = tl.load(entry_dz_ptr + begin + entry, mask=known, other=0.0).to(tl.float32)
+                live = known[:, None] & inside[None, :]
+                c = tl.load(c_ptr + (v * c_stride)[:, None] + col[None, :], mask=live, other=0.0)
+                acc += dz[:, None] * c.to(tl.float32)
         here = tl.program_id(0).to(tl.int64) * D + col
         tail = tl.load(tail_ptr + here, mask=inside, other=0.0).to(tl.float32)
         total = (tl.sum(acc, 0) + tail) * tl.load(unit_ptr)

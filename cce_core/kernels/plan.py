@@ -43,9 +43,7 @@ def count_kernel(
     count = tl.zeros((CHUNK,), dtype=tl.int32)
     for first in range(0, rows, CHUNK):
         row = first + tl.arange(0, CHUNK)
-        _, keep = kept_rows(
-            mass_ptr, factor_ptr, g_ptr, label_ptr, bar, block, row, rows, N, BLOCK
-        )
+        _, keep = kept_rows(mass_ptr, factor_ptr, g_ptr, label_ptr, bar, block, row, rows, N, BLOCK)
         count += keep.to(tl.int32)
     tl.store(count_ptr + block, tl.sum(count))
 

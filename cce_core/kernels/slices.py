@@ -76,7 +76,8 @@ def exact_gradients(rows, logit, lse, g_lse, g_label, g_mean, *, de, dc, dbias, 
 
 def _dlogits(rows, logit, lse, g_lse, g_label, g_mean, dz, first, columns, flag, ask):
     tiling = logit.tilings.slices
-    dlogits_kernel[(logit.programs,)](
+    programs = logit.programs * tiling.residency
+    dlogits_kernel[(programs,)](
         describe(rows.e, tiling.block_n, tiling.block_d),
         describe(logit.c, tiling.block_v, tiling.block_d),
         describe(dz, tiling.block_n, tiling.block_v // 2),
@@ -96,7 +97,7 @@ def _dlogits(rows, logit, lse, g_lse, g_label, g_mean, dz, first, columns, flag,
         logit.softcap or 1.0,
         HAS_MEAN=g_mean is not None,
         ASK=ask,
-        PROGRAMS=logit.programs,
+        PROGRAMS=programs,
         **logit.post(),
         **logit.common(),
         **tiling.constants(),

@@ -38,10 +38,13 @@ def row_statistics(rows: Rows, logit: Logit, *, mean: bool, entropy: bool, mass:
     wanted = torch.zeros((), dtype=torch.int32, device=device)
     live = torch.arange(n, device=device) < rows.count
 
+    tiling = logit.tilings.logits
+    programs = logit.programs * tiling.residency
+
     def launch(ref: torch.Tensor, into: torch.Tensor, *, redo: bool) -> None:
-        forward_kernel[(logit.programs,)](
-            describe(rows.e, logit.tilings.logits.block_n, logit.tilings.logits.block_d),
-            describe(logit.c, logit.tilings.logits.block_v, logit.tilings.logits.block_d),
+        forward_kernel[(programs,)](
+            describe(rows.e, tiling.block_n, tiling.block_d),
+            describe(logit.c, tiling.block_v, tiling.block_d),
             logit.bias if logit.bias is not None else sums,
             ref,
             rows.count,
@@ -61,10 +64,10 @@ def row_statistics(rows: Rows, logit: Logit, *, mean: bool, entropy: bool, mass:
             WITH_MASS=mass,
             REDO=redo,
             BLOCK=logit.tilings.block,
-            PROGRAMS=logit.programs,
+            PROGRAMS=programs,
             **logit.post(),
             **logit.common(),
-            **logit.tilings.logits.constants(),
+            **tiling.constants(),
         )
 
     ref = rows.label_logit

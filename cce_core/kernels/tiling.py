@@ -56,7 +56,7 @@ HOPPER = Tilings(
     gradients=Tiling(128, 256, 64, 16, 8, 3, flatten=False),
     pairs=Tiling(64, 128, 64, 1, 4, 4, flatten=False, residency=2),
     scatter=Tiling(128, 128, 64, 1, 8, 2, flatten=False, residency=2),
-    tail=Tiling(128, 128, 64, 1, 8, 4, flatten=False),
+    tail=Tiling(128, 128, 64, 1, 4, 3, flatten=False, residency=2),
     block=128,
 )
 AMPERE = Tilings(
@@ -69,13 +69,13 @@ AMPERE = Tilings(
     block=128,
 )
 TINY = Tilings(
-    logits=Tiling(16, 32, 16, 2, 4, 1, flatten=False),
+    logits=Tiling(16, 64, 16, 2, 4, 1, flatten=False),
     slices=Tiling(16, 32, 16, 2, 4, 1, flatten=False),
     gradients=Tiling(16, 32, 16, 2, 4, 1, flatten=False),
-    pairs=Tiling(16, 16, 16, 1, 4, 1, flatten=False),
-    scatter=Tiling(16, 32, 16, 1, 4, 1, flatten=False),
-    tail=Tiling(16, 16, 16, 1, 4, 1, flatten=False),
-    block=16,
+    pairs=Tiling(16, 32, 16, 1, 4, 1, flatten=False),
+    scatter=Tiling(32, 32, 16, 1, 4, 1, flatten=False),
+    tail=Tiling(32, 16, 16, 1, 4, 1, flatten=False),
+    block=32,
 )
 
 

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from cce_core.config import LossConfig
 from cce_core.kernels import filtered, loss, slices
+from cce_core.problem import Head, RowGrads, Wanted
+from cce_core.problem import Problem as Call
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Several blocks, rounds and slices under either set of tiles.
-SIZE = (600, 3000, 264) if DEVICE.type == "cuda" else (40, 88, 48)
-LIST = 4096 if DEVICE.type == "cuda" else 128
+SIZE = (600, 3000, 264) if DEVICE.type == "cuda" else (40, 152, 48)
+LIST = 8192 if DEVICE.type == "cuda" else 512
 
 
 @pytest.fixture(autouse=True)
@@ -32,16 +35,17 @@ class Problem:
     scale: float = 1.0
     softcap: float | None = None
 
-    def run(self, **options):
-        return loss.forward(
-            self.e,
-            self.c,
-            self.bias,
-            self.targets,
-            scale=self.scale,
-            softcap=self.softcap,
-            **options,
-        )
+    def call(self, **wanted) -> Call:
+        asked = {"e": True, "c": True, "bias": self.bias is not None} | wanted
+        head = Head(self.softcap, self.scale)
+        return Call(self.e, self.c, self.bias, self.targets, head, Wanted(**asked))
+
+    def run(self, eps=2.0**-12, **wanted):
+        return loss.forward(self.call(**wanted), LossConfig(filter_eps=eps))
+
+    def back(self, state, *, with_mean=False):
+        lse, label, mean = self.upstream
+        return loss.backward(state, RowGrads(lse, label, mean if with_mean else None))
 
 
 def problem(n, v, d, dtype=torch.bfloat16, *, bias=False, spread=3.0, **post) -> Problem:
@@ -103,7 +107,7 @@ def test_rows_and_exact_gradients_agree_with_fp64(options) -> None:
         torch.testing.assert_close(
             getattr(outputs, name).double(), expected, atol=2e-5, rtol=2e-5, msg=name
         )
-    grads = loss.backward(saved, *p.upstream, with_bias=p.bias is not None)
+    grads = p.back(saved, with_mean=True)
     bound = ROUNDING[p.e.dtype]
     assert error(grads.e, de) < bound
     assert error(grads.c, dc) < bound
@@ -113,30 +117,51 @@ def test_rows_and_exact_gradients_agree_with_fp64(options) -> None:
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_a_filter_that_keeps_everything_is_exact(softcap, monkeypatch) -> None:
     p = problem(*SIZE, softcap=softcap)
-    everything = filtered.Filter(pair_bar=0.0, entry_bar=0.0, entries=LIST, density=1.0)
+    everything = filtered.Filter(
+        pair_bar=0.0, entry_bar=0.0, entries=LIST, big_entries=LIST // 2, density=1.0
+    )
     _, saved = p.run()
     saved.filter = everything
-    grads = loss.backward(saved, *p.upstream[:2])
+    grads = p.back(saved)
     _, de, dc, _ = reference(p, with_mean=False)
-    assert int(grads.exact) == 0
+    assert int(saved.exact) == 0
     assert error(grads.e, de) < 8e-3
     assert error(grads.c, dc) < 8e-3
 
 
 @pytest.mark.parametrize(
     "tight",
-    [{"density": 0.1}, {"entries": 16}],
-    ids=["pairs outgrow the list", "a row's entries outgrow its list"],
+    [{"density": 0.1}, {"entries": 16, "big_entries": 8}],
+    ids=["pairs outgrow the list", "a row's large entries outgrow theirs"],
 )
 def test_a_filter_without_room_turns_exact(tight) -> None:
     p = problem(*SIZE)
-    room = {"pair_bar": 0.0, "entry_bar": 0.0, "entries": LIST, "density": 1.0} | tight
+    room = {
+        "pair_bar": 0.0,
+        "entry_bar": 0.0,
+        "entries": LIST,
+        "big_entries": LIST // 2,
+        "density": 1.0,
+    } | tight
     _, saved = p.run()
     saved.filter = filtered.Filter(**room)
-    grads = loss.backward(saved, *p.upstream[:2])
+    grads = p.back(saved)
     _, de, dc, _ = reference(p, with_mean=False)
-    assert int(grads.exact) == 1
+    assert int(saved.exact) == 1
     assert error(grads.e, de) < 8e-3
+    assert error(grads.c, dc) < 8e-3
+
+
+def test_small_entries_without_a_slot_join_the_tail() -> None:
+    p = problem(*SIZE, spread=1.0)
+    _, saved = p.run()
+    saved.filter = filtered.Filter(
+        pair_bar=0.0, entry_bar=2.0**-9, entries=24, big_entries=16, density=1.0
+    )
+    grads = p.back(saved)
+    _, de, dc, _ = reference(p, with_mean=False)
+    assert int(saved.exact) == 0
+    assert 8e-3 < error(grads.e, de) < 0.1
     assert error(grads.c, dc) < 8e-3
 
 
@@ -145,8 +170,10 @@ def test_the_tail_keeps_the_mass_that_the_filter_drops() -> None:
     p = problem(*SIZE, spread=1.0)
     p.e[:, 0] = 1.0
     _, saved = p.run()
-    saved.filter = filtered.Filter(pair_bar=10.0, entry_bar=10.0, entries=LIST, density=1.0)
-    grads = loss.backward(saved, *p.upstream[:2])
+    saved.filter = filtered.Filter(
+        pair_bar=10.0, entry_bar=10.0, entries=LIST, big_entries=LIST // 2, density=1.0
+    )
+    grads = p.back(saved)
     _, _, dc, _ = reference(p, with_mean=False)
     block = saved.logit.tilings.block
     got, expected = (
@@ -159,10 +186,10 @@ def test_the_tail_keeps_the_mass_that_the_filter_drops() -> None:
 def test_a_second_backward_is_exact() -> None:
     p = problem(*SIZE)
     _, saved = p.run()
-    loss.backward(saved, *p.upstream[:2])
-    again = loss.backward(saved, *p.upstream[:2])
+    p.back(saved)
+    again = p.back(saved)
     _, de, dc, _ = reference(p, with_mean=False)
-    assert again.exact is None
+    assert saved.exact is None
     assert error(again.e, de) < 8e-3
     assert error(again.c, dc) < 8e-3
 
@@ -171,10 +198,8 @@ def test_subsets_of_the_gradients() -> None:
     p = problem(*SIZE)
     _, de, dc, _ = reference(p, with_mean=False)
     for eps in (None, 2.0**-20):
-        _, saved = p.run(eps=eps)
-        only_e = loss.backward(saved, *p.upstream[:2], with_c=False)
-        _, saved = p.run(eps=eps)
-        only_c = loss.backward(saved, *p.upstream[:2], with_e=False)
+        only_e = p.back(p.run(eps=eps, c=False)[1])
+        only_c = p.back(p.run(eps=eps, e=False)[1])
         assert only_e.c is None
         assert only_c.e is None
         assert error(only_e.e, de) < 8e-3
@@ -188,7 +213,7 @@ def test_a_label_far_below_the_peak_is_counted_again() -> None:
     outputs, saved = p.run(eps=None)
     rows, de, dc, _ = reference(p, with_mean=False)
     torch.testing.assert_close(outputs.lse.double(), rows["lse"], atol=1e-3, rtol=1e-5)
-    grads = loss.backward(saved, *p.upstream[:2])
+    grads = p.back(saved)
     assert error(grads.e, de) < 8e-3
     assert error(grads.c, dc) < 8e-3
 
@@ -198,7 +223,7 @@ def test_no_labelled_row_gives_zero_gradients() -> None:
     p.targets[:] = -100
     for eps in (None, 2.0**-12):
         outputs, saved = p.run(eps=eps)
-        grads = loss.backward(saved, *p.upstream[:2])
+        grads = p.back(saved)
         assert outputs.lse.abs().max() == 0
         assert grads.e.abs().max() == 0
         assert grads.c.abs().max() == 0
@@ -209,21 +234,43 @@ def test_an_ignored_row_of_nan_stays_out() -> None:
     p.targets[4] = -100
     p.e[4] = float("nan")
     _, saved = p.run(eps=None)
-    grads = loss.backward(saved, *p.upstream[:2])
+    grads = p.back(saved)
     assert grads.c.isfinite().all()
     assert grads.e.isfinite().all()
 
 
 def test_loss_alone_copies_nothing() -> None:
     p = problem(20, 90, 40)
-    outputs, saved = p.run(gradients=False)
+    outputs, saved = p.run(e=False, c=False)
     rows, *_ = reference(p, with_mean=False)
     assert saved.rows.e is p.e
     torch.testing.assert_close(outputs.lse.double(), rows["lse"], atol=2e-5, rtol=2e-5)
 
 
-def test_what_is_not_served_is_named() -> None:
-    e, c = torch.zeros(4, 16), torch.zeros(32, 16)
-    assert not loss.serves(e, c)
-    assert not loss.serves(e.bfloat16()[:, :12], c.bfloat16()[:, :12].contiguous())
-    assert loss.serves(e.to(DEVICE).bfloat16(), c.to(DEVICE).bfloat16())
+def test_the_label_is_the_row_maximum_exactly_where_it_is_the_argmax() -> None:
+    p = problem(*SIZE, spread=6.0)
+    outputs, _ = p.run(e=False, c=False)
+    best = (p.e.double() @ p.c.double().T).argmax(1)
+    kept = p.targets >= 0
+    p.targets[kept & (torch.arange(len(best), device=DEVICE) % 2 == 0)] = -100
+    p.targets[:7] = best[:7]
+    outputs, _ = p.run(e=False, c=False)
+    right = (p.targets == best)[p.targets >= 0]
+    assert right.any()
+    assert torch.equal((outputs.label_logit == outputs.row_max)[p.targets >= 0], right)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dtype": torch.float32}, "bfloat16 or float16"),
+        ({"d": 44}, "multiple of 8"),
+        ({"config": LossConfig(deterministic=True)}, "deterministic"),
+        ({}, None),
+    ],
+)
+def test_what_is_not_served_is_named(change, said) -> None:
+    config = change.get("config", LossConfig())
+    p = problem(8, 32, change.get("d", 40), change.get("dtype", torch.bfloat16))
+    reason = loss.refuses(p.call(), config)
+    assert reason is None if said is None else said in reason
