@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from redis.client import Pipeline
-
+from service.contract.commands import Pipe
 from service.contract.files import FileRecord, Files
 from service.contract.job import Checkpoint, Event, JobRecord, JobStatus, new_id
 from service.contract.models import ModelFile, ModelRecord, Models, tuned_model_id
@@ -97,10 +96,10 @@ class Publisher:
         files = [self._file(line.metrics_csv, METRICS_NAME), self._file(line.report, REPORT_NAME)]
         self.lease.during(lambda: self.storage.put_tree(line.model, path))
 
-        def name_them(pipe: Pipeline) -> None:
-            Models.write(pipe, model, _now_ms())
+        def name_them(pipe: Pipe) -> None:
+            Models.write(pipe, model)
             for file in files:
-                Files.write(pipe, file, _now_ms())
+                Files.write(pipe, file)
 
         self.lease.insist(
             lambda: self.store.transition(
@@ -166,7 +165,3 @@ def _token(path: str) -> int:
     digits = re.match(r"\d+", path.rpartition("/")[2])
     assert digits is not None, path
     return int(digits[0])
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

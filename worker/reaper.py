@@ -38,7 +38,7 @@ class Reaper:
     def sweep(self) -> None:
         """Repair once; where Redis or the storage is away, the next sweep does."""
         try:
-            unheld = [job for job in self.store.active() if not self.store.has_lease(job.id)]
+            unheld = self.store.unheld()
             for job in unheld:
                 if job.status is JobStatus.RUNNING:
                     self._requeue(job)

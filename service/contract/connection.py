@@ -1,23 +1,37 @@
-"""Open Redis, and turn its absence into the one error that callers know."""
+"""Open Redis, change it in transactions, and turn its absence into the one error callers know."""
 
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from redis import Redis
-from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError  # noqa: A004 -- redis's own names
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError, WatchError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
 
+from service.contract.commands import Client, Pipe
 from service.contract.errors import Unavailable
 from service.contract.settings import Settings
 
+T = TypeVar("T")
 SOCKET_TIMEOUT_S = 5.0
+# A writer that loses every one of these races is one of hundreds: it had better come back later.
+_TRIES = 100
+_MAX_PAUSE_S = 0.05
+# Answers of a server that cannot write its append-only file, or has lost its replicas.
+_CANNOT_WRITE = ("MISCONF", "NOREPLICAS")
 
 
-def connect(settings: Settings, timeout_s: float = SOCKET_TIMEOUT_S) -> "Redis":
+def connect(settings: Settings, timeout_s: float = SOCKET_TIMEOUT_S) -> Redis:
     """A client with a connection pool; it connects on first use and reconnects by itself.
 
     Args:
         settings: Where Redis is.
-        timeout_s: How long a call may wait for an answer.
+        timeout_s: How long a call may wait for an answer; it is not asked twice.
     """
     password = settings.redis_password()
     return Redis.from_url(
@@ -26,15 +40,52 @@ def connect(settings: Settings, timeout_s: float = SOCKET_TIMEOUT_S) -> "Redis":
         decode_responses=True,
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
+        # Once: the pool may hold connections from before a restart of Redis.
+        retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
     )
 
 
 @contextmanager
 def available() -> Iterator[None]:
-    """Raise `Unavailable` where Redis cannot be reached or is still loading."""
+    """Raise `Unavailable` where Redis cannot be reached, is still loading, or cannot write."""
     try:
         yield
-    except (ConnectionError, TimeoutError, BusyLoadingError) as error:
+    except (RedisConnectionError, RedisTimeoutError) as error:
         raise Unavailable(
             "Redis does not answer. Nothing was lost; try again in a few seconds."
         ) from error
+    except ResponseError as error:
+        if isinstance(error, OutOfMemoryError | ReadOnlyError) or any(
+            sign in str(error) for sign in _CANNOT_WRITE
+        ):
+            raise Unavailable("Redis cannot take writes now: memory or disk is full.") from error
+        raise
+
+
+def transaction(redis: Client, work: Callable[[Pipe], T], *keys: str) -> T:
+    """Read, decide and write, with nobody in between.
+
+    `work` reads from the pipe, calls `multi`, queues its writes and returns a value. It may watch
+    more keys first, and must watch every key that it reads. It runs again where another writer
+    came in between, also where the connection broke and the outcome is unknown: then it finds
+    what it wrote itself.
+
+    Args:
+        redis: The client.
+        work: Called with the pipe, possibly several times.
+        keys: The keys to watch before `work` begins.
+
+    Raises:
+        Unavailable: Redis does not answer, or every try met another writer.
+    """
+    with available(), redis.pipeline() as pipe:
+        for attempt in range(_TRIES):
+            try:
+                pipe.watch(*keys)
+                value = work(pipe)
+                pipe.execute()
+            except WatchError:
+                time.sleep(random.uniform(0, min(_MAX_PAUSE_S, 0.001 * 2**attempt)))  # noqa: S311
+            else:
+                return value
+    raise Unavailable("Too many writers at once; try again in a few seconds.")

@@ -1,20 +1,22 @@
 """A job's events and metrics: an append-only Redis stream with stable cursors."""
 
 import json
-from typing import Any
+import re
 
 from redis import Redis
-from redis.client import Pipeline
 
 from service.contract import keys
+from service.contract.commands import Pipe, typed
 from service.contract.connection import available
+from service.contract.errors import InvalidRequest
 from service.contract.index import Page
 from service.contract.job import Event, StoredEvent
 
 PREFIX = "ftevent-"
+_ID = re.compile(rf"{PREFIX}([1-9]\d{{0,17}}-\d{{1,18}})", re.ASCII)
 
 
-def append(pipe: "Pipeline[Any]", job_id: str, event: Event) -> None:
+def append(pipe: Pipe, job_id: str, event: Event) -> None:
     """Queue an event on a pipeline, so that it is written with the change it tells of."""
     fields = {
         "level": event.level,
@@ -29,27 +31,35 @@ class Events:
     """Read a job's events, and keep their number bounded."""
 
     def __init__(self, redis: Redis, cap: int) -> None:
-        self._redis = redis
+        self._redis = typed(redis)
         self._cap = cap
 
     def page(self, job_id: str, *, after: str | None, limit: int) -> Page[StoredEvent]:
-        """Events newest first, older than the cursor `after`."""
-        end = f"({after.removeprefix(PREFIX)}" if after else "+"
+        """Events newest first, older than the cursor `after`.
+
+        Raises:
+            InvalidRequest: The cursor is not an event's id.
+        """
+        end = "+" if after is None else f"({_entry_id(after)}"
         with available():
-            entries = self._redis.xrevrange(keys.events(job_id), max=end, count=limit + 1)
+            entries = self._redis.xrevrange(keys.events(job_id), end, count=limit + 1)
         events = [_stored(entry_id, fields) for entry_id, fields in entries]
         return Page(events[:limit], has_more=len(events) > limit)
 
     def since(self, job_id: str, *, after: str | None, limit: int) -> Page[StoredEvent]:
-        """Events oldest first, newer than the cursor `after`: what a follower polls."""
-        start = f"({after.removeprefix(PREFIX)}" if after else "-"
+        """Events oldest first, newer than the cursor `after`: what a follower polls.
+
+        Raises:
+            InvalidRequest: The cursor is not an event's id.
+        """
+        start = "-" if after is None else f"({_entry_id(after)}"
         with available():
-            entries = self._redis.xrange(keys.events(job_id), min=start, count=limit + 1)
+            entries = self._redis.xrange(keys.events(job_id), start, count=limit + 1)
         events = [_stored(entry_id, fields) for entry_id, fields in entries]
         return Page(events[:limit], has_more=len(events) > limit)
 
     def metrics(self, job_id: str, resolution: int) -> list[StoredEvent]:
-        """The metrics, oldest first, thinned evenly to about `resolution` points; the newest stays."""
+        """The metrics, oldest first, thinned evenly to at most `resolution`; the newest stays."""
         with available():
             entries = self._redis.xrange(keys.events(job_id))
         points = [_stored(i, fields) for i, fields in entries if fields["type"] == "metrics"]
@@ -66,6 +76,18 @@ class Events:
             metrics = [i for i, fields in entries if fields["type"] == "metrics"]
             if dropped := metrics[1::2]:
                 self._redis.xdel(key, *dropped)
+
+
+def _entry_id(cursor: str) -> str:
+    """The stream's own id of an event."""
+    match = _ID.fullmatch(cursor)
+    if match is None:
+        raise InvalidRequest(
+            f"after is {cursor[:80]!r}; expected the id of an event, {PREFIX}...",
+            code="invalid_cursor",
+            param="after",
+        )
+    return match[1]
 
 
 def _stored(entry_id: str, fields: dict[str, str]) -> StoredEvent:

@@ -1,19 +1,20 @@
 """Records of uploaded and result files; their bytes are in the storage."""
 
-import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
-from redis.client import Pipeline
 
-from service.contract import keys
+from service.contract import index, keys
+from service.contract.commands import Pipe, typed
 from service.contract.connection import available
 from service.contract.errors import NotFound
-from service.contract.index import Page, newest_first, oldest_first
+from service.contract.index import Page
 from service.contract.spec import Purpose
 
+PREFIX = "file-"
+_EXPIRED_AT_ONCE = 100
 DataFormat = Literal["chat", "text"]
 
 
@@ -49,21 +50,21 @@ class Files:
     """The file records of every organization."""
 
     def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+        self._redis = typed(redis)
 
-    def add(self, record: FileRecord, created_ms: int) -> None:
+    def add(self, record: FileRecord) -> None:
         """Record a file whose bytes are already whole in the storage."""
         with available(), self._redis.pipeline() as pipe:
-            self.write(pipe, record, created_ms)
+            self.write(pipe, record)
             pipe.execute()
 
     @staticmethod
-    def write(pipe: "Pipeline[Any]", record: FileRecord, created_ms: int) -> None:
+    def write(pipe: Pipe, record: FileRecord) -> None:
         """Queue the record on a pipeline, so that it appears with the change that names it."""
         pipe.set(keys.file(record.id), record.model_dump_json(), exat=record.expires_at)
-        pipe.zadd(keys.org_index(record.org, "files"), {record.id: created_ms})
+        index.add(pipe, keys.org_index(record.org, "files"), record.id)
         if record.expires_at is not None:
-            pipe.zadd(keys.EXPIRING, {f"{record.id} {record.org}": record.expires_at})
+            pipe.zadd(keys.EXPIRING, {_expiring(record.org, record.id): record.expires_at})
 
     def get(self, org: str, file_id: str) -> FileRecord:
         """The record of a file of `org`.
@@ -81,34 +82,53 @@ class Files:
     def page(
         self, org: str, *, after: str | None, limit: int, purpose: str | None, ascending: bool
     ) -> Page[FileRecord]:
-        """Files of `org` behind the cursor `after`, in order of creation."""
-        index = keys.org_index(org, "files")
-        with available():
-            ids = (oldest_first if ascending else newest_first)(self._redis, index, after)
-            raws = self._redis.mget([keys.file(id_) for id_ in ids]) if ids else []
-        records = [FileRecord.model_validate_json(raw) for raw in raws if raw]
-        kept = [record for record in records if purpose in {None, record.purpose}]
-        return Page(kept[:limit], has_more=len(kept) > limit)
+        """Files of `org` behind the cursor `after`, in order of creation.
+
+        Raises:
+            InvalidRequest: The cursor is not a file's id.
+        """
+
+        def load(ids: list[str]) -> list[FileRecord]:
+            with available():
+                raws = self._redis.mget([keys.file(id_) for id_ in ids])
+            records = [FileRecord.model_validate_json(raw) for raw in raws if raw]
+            return [record for record in records if purpose in {None, record.purpose}]
+
+        index.check_cursor(after, PREFIX)
+        key = keys.org_index(org, "files")
+        return index.page(self._redis, key, load, after=after, limit=limit, ascending=ascending)
 
     def remove(self, record: FileRecord) -> None:
         """Forget a file; its bytes are the caller's to delete afterwards."""
-        with available(), self._redis.pipeline() as pipe:
-            pipe.delete(keys.file(record.id))
-            pipe.zrem(keys.org_index(record.org, "files"), record.id)
-            pipe.execute()
+        self._forget(record.org, record.id)
 
     def remove_expired(self, delete: Callable[[str], None]) -> None:
-        """Forget the files past their expiry, each after `delete` has removed its storage path."""
+        """Forget some of the files past their expiry, each after `delete` got its storage path.
+
+        Expiry goes by the clock of Redis, as that of the records does.
+        """
         with available():
-            expired: list[str] = self._redis.zrangebyscore(keys.EXPIRING, "-inf", time.time())
+            now, _ = self._redis.time()
+            expired = self._redis.zrangebyscore(
+                keys.EXPIRING, "-inf", now, start=0, num=_EXPIRED_AT_ONCE
+            )
         for member in expired:
             file_id, org = member.split(" ", maxsplit=1)
             delete(_path(file_id))
-            with available(), self._redis.pipeline() as pipe:
-                pipe.zrem(keys.EXPIRING, member)
-                pipe.zrem(keys.org_index(org, "files"), file_id)
-                pipe.execute()
+            self._forget(org, file_id)
+
+    def _forget(self, org: str, file_id: str) -> None:
+        with available(), self._redis.pipeline() as pipe:
+            pipe.delete(keys.file(file_id))
+            pipe.zrem(keys.org_index(org, "files"), file_id)
+            pipe.zrem(keys.EXPIRING, _expiring(org, file_id))
+            pipe.execute()
 
 
 def _path(file_id: str) -> str:
     return f"files/{file_id}"
+
+
+def _expiring(org: str, file_id: str) -> str:
+    """The member of `keys.EXPIRING`: an id holds no space, an organization's name may."""
+    return f"{file_id} {org}"

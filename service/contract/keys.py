@@ -1,24 +1,23 @@
 """Every Redis key, its type and what it holds.
 
     job:{id}                 HASH    a JobRecord, each top-level field as JSON
-    job:{id}:lease           STRING  the fencing token of the attempt that holds it; expires
-    job:{id}:events          STREAM  level, message, type, data (JSON); ids are cursors
-    job:{id}:checkpoints     ZSET    Checkpoint as JSON, scored by step
-    jobs                     ZSET    ids of every job, scored by creation time in ms
+    lease:{id}               STRING  the fencing token of the attempt that holds a job; expires
+    events:{id}              STREAM  a job's events: level, message, type, data (JSON)
+    checkpoints:{id}         ZSET    a job's checkpoints as JSON, scored by step
     jobs:active              SET     ids of jobs that have not ended: what the reaper looks at
     jobs:waiting             ZSET    ids of queued jobs, scored by when they were queued, in ms
-    org:{org}:jobs           ZSET    an organization's jobs, scored by creation time in ms
-    file:{id}                STRING  a FileRecord as JSON
-    org:{org}:files          ZSET    an organization's files, scored by creation time in ms
+    org:{org}:jobs           ZSET    ids of an organization's jobs, in order of creation
+    file:{id}                STRING  a FileRecord as JSON; expires with the file
+    org:{org}:files          ZSET    ids of an organization's files, in order of creation
     files:expiring           ZSET    "{id} {org}" of each file that expires, scored by when, in s
     model:{id}               STRING  a ModelRecord as JSON
-    org:{org}:models         ZSET    an organization's models, scored by creation time in ms
+    org:{org}:models         ZSET    ids of an organization's models, scored by creation, in s
     dedupe:{org}:{key}       STRING  the job that a create with this key or body made; expires
 
-Celery keeps its own keys (the queues' names are in `queue.py`) in the same database.
+No prefix followed by an id, which may come from a caller, is a key of another type. Celery keeps
+its own keys (the queues' names are in `queue.py`) in the same database.
 """
 
-JOBS = "jobs"
 ACTIVE = "jobs:active"
 WAITING = "jobs:waiting"
 EXPIRING = "files:expiring"
@@ -31,17 +30,17 @@ def job(job_id: str) -> str:
 
 def lease(job_id: str) -> str:
     """STRING that exists while an attempt is alive."""
-    return f"job:{job_id}:lease"
+    return f"lease:{job_id}"
 
 
 def events(job_id: str) -> str:
     """STREAM of a job's events."""
-    return f"job:{job_id}:events"
+    return f"events:{job_id}"
 
 
 def checkpoints(job_id: str) -> str:
     """ZSET of a job's checkpoints."""
-    return f"job:{job_id}:checkpoints"
+    return f"checkpoints:{job_id}"
 
 
 def org_index(org: str, kind: str) -> str:

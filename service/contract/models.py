@@ -1,17 +1,21 @@
 """Models: the base models that may be fine-tuned, and the records of the fine-tuned ones."""
 
+import re
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
-from redis.client import Pipeline
 
 from service.contract import keys
+from service.contract.commands import Pipe, typed
 from service.contract.connection import available
 from service.contract.errors import NotFound
-from service.contract.index import newest_first
+from service.contract.index import batches
 from service.contract.settings import Settings
+
+# Whatever the patterns allow: what is loaded by this name must not lead into a file system.
+_HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 
 
 class ModelFile(BaseModel):
@@ -77,28 +81,27 @@ class BaseModels:
         if name in self.names():
             folder = next(f for f in self._folders if (f / name / "config.json").is_file())
             return str((folder / name).resolve())
-        if any(fnmatchcase(name, pattern) for pattern in self._patterns):
-            return name
-        return None
+        allowed = any(fnmatchcase(name, pattern) for pattern in self._patterns)
+        return name if allowed and _HUB_ID.fullmatch(name) else None
 
 
 class Models:
     """The records of fine-tuned models."""
 
     def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+        self._redis = typed(redis)
 
-    def add(self, record: ModelRecord, created_ms: int) -> None:
+    def add(self, record: ModelRecord) -> None:
         """Record a model whose folder is already whole in the storage."""
         with available(), self._redis.pipeline() as pipe:
-            self.write(pipe, record, created_ms)
+            self.write(pipe, record)
             pipe.execute()
 
     @staticmethod
-    def write(pipe: "Pipeline[Any]", record: ModelRecord, created_ms: int) -> None:
+    def write(pipe: Pipe, record: ModelRecord) -> None:
         """Queue the record on a pipeline, so that it appears with the change that names it."""
         pipe.set(keys.model(record.id), record.model_dump_json())
-        pipe.zadd(keys.org_index(record.org, "models"), {record.id: created_ms})
+        pipe.zadd(keys.org_index(record.org, "models"), {record.id: record.created_at})
 
     def get(self, org: str, model_id: str) -> ModelRecord:
         """A model of `org`.
@@ -116,8 +119,12 @@ class Models:
     def all(self, org: str) -> list[ModelRecord]:
         """Every model of `org`, newest first."""
         with available():
-            ids = newest_first(self._redis, keys.org_index(org, "models"), None)
-            raws = self._redis.mget([keys.model(id_) for id_ in ids]) if ids else []
+            ids = self._redis.zrevrange(keys.org_index(org, "models"), 0, -1)
+            raws = [
+                raw
+                for batch in batches(ids)
+                for raw in self._redis.mget([keys.model(id_) for id_ in batch])
+            ]
         return [ModelRecord.model_validate_json(raw) for raw in raws if raw]
 
     def remove(self, record: ModelRecord) -> None:
@@ -127,7 +134,7 @@ class Models:
             pipe.execute()
 
     @staticmethod
-    def erase(pipe: "Pipeline[Any]", org: str, model_id: str) -> None:
+    def erase(pipe: Pipe, org: str, model_id: str) -> None:
         """Queue the removal of a record on a pipeline."""
         pipe.delete(keys.model(model_id))
         pipe.zrem(keys.org_index(org, "models"), model_id)

@@ -4,13 +4,16 @@ A message is a hint. Losing one costs a reaper's interval, a second one is refus
 """
 
 import json
+from collections.abc import Iterator
 from typing import Literal
+from urllib.parse import quote, urlsplit
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 from redis import Redis
 
-from service.contract.connection import available
+from service.contract.commands import typed
+from service.contract.connection import SOCKET_TIMEOUT_S, available
 from service.contract.errors import Unavailable
 from service.contract.settings import Settings
 
@@ -19,6 +22,9 @@ TASK = "headroom.run_job"
 QueueName = Literal["headroom.validate", "headroom.train"]
 VALIDATE: QueueName = "headroom.validate"
 TRAIN: QueueName = "headroom.train"
+# Names the job outside the body, which is for the worker's deserializer.
+_JOB_HEADER = "headroom_job_id"
+_CHUNK = 500
 
 
 def make_celery(settings: Settings) -> Celery:
@@ -31,7 +37,10 @@ def make_celery(settings: Settings) -> Celery:
         task_default_queue=TRAIN,
         # A create request must answer, not wait for a broker that is away: the reaper sends again.
         task_publish_retry=False,
-        broker_transport_options={"socket_timeout": 5.0, "socket_connect_timeout": 5.0},
+        broker_transport_options={
+            "socket_timeout": SOCKET_TIMEOUT_S,
+            "socket_connect_timeout": SOCKET_TIMEOUT_S,
+        },
     )
     return app
 
@@ -41,7 +50,7 @@ class Queue:
 
     def __init__(self, app: Celery, redis: Redis) -> None:
         self._app = app
-        self._redis = redis
+        self._redis = typed(redis)
 
     def send(self, job_id: str, queue: QueueName) -> None:
         """Ask any worker on `queue` to run the job.
@@ -50,21 +59,34 @@ class Queue:
             Unavailable: The broker does not answer; the record stands, and the reaper will send.
         """
         try:
-            self._app.send_task(TASK, args=[job_id], queue=queue)
+            with available():
+                self._app.send_task(TASK, args=[job_id], queue=queue, headers={_JOB_HEADER: job_id})
         except OperationalError as error:
             raise Unavailable("The job is recorded; the queue does not answer yet.") from error
 
     def waiting(self, queue: QueueName) -> set[str]:
         """Ids of the jobs with a message in `queue`."""
-        with available():
-            messages: list[str] = self._redis.lrange(queue, 0, -1)
-        return {_job_id(message) for message in messages}
+        return {job_id for job_id in map(_job_id, self._messages(queue)) if job_id is not None}
+
+    def _messages(self, queue: QueueName) -> Iterator[str]:
+        """The messages in a queue, newest first, a portion at a time.
+
+        New ones come in before the first: what moves on between two portions is seen twice.
+        """
+        start = 0
+        while True:
+            with available():
+                messages = self._redis.lrange(queue, start, start + _CHUNK - 1)
+            yield from messages
+            if len(messages) < _CHUNK:
+                return
+            start += _CHUNK
 
 
-def _job_id(message: str) -> str:
-    """The job id of a raw message, from the representation of its arguments in the header."""
-    argsrepr: str = json.loads(message)["headers"]["argsrepr"]
-    return argsrepr.strip("[]'\"")
+def _job_id(message: str) -> str | None:
+    """The job that a raw message is about; None for one that we did not send."""
+    job_id: str | None = json.loads(message)["headers"].get(_JOB_HEADER)
+    return job_id
 
 
 def _broker_url(settings: Settings) -> str:
@@ -72,5 +94,7 @@ def _broker_url(settings: Settings) -> str:
     password = settings.redis_password()
     if password is None:
         return settings.redis_url
-    scheme, rest = settings.redis_url.split("://", 1)
-    return f"{scheme}://:{password.get_secret_value()}@{rest.rsplit('@', 1)[-1]}"
+    url = urlsplit(settings.redis_url)
+    _, _, address = url.netloc.rpartition("@")
+    secret = quote(password.get_secret_value(), safe="")
+    return url._replace(netloc=f"{url.username or ''}:{secret}@{address}").geturl()

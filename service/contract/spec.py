@@ -17,9 +17,9 @@ Purpose = Literal["fine-tune", "fine-tune-results"]
 
 
 class Options(BaseModel):
-    """Base of the option objects: immutable, and unknown fields are errors."""
+    """Base of the option objects: immutable; unknown fields and infinite numbers are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Hyperparameters(Options):
@@ -104,7 +104,7 @@ class JobSpec(Options):
     training_file: str
     validation_file: str | None = None
     suffix: str | None = None
-    seed: int
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
     hyperparameters: Hyperparameters = Hyperparameters()
     options: TrainingOptions = TrainingOptions()
     metadata: dict[str, str] = {}

@@ -2,134 +2,83 @@
 
 Every change reads the record under WATCH, decides, and writes record, indexes and event in one
 MULTI; a concurrent writer makes it start over. Nothing else in the code base writes a job.
+
+Who may write is decided by the token and the status alone. The lease only says when somebody else
+may take over: an attempt that is late but not yet replaced goes on.
 """
 
-import json
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from redis import Redis
-from redis.client import Pipeline
 
 from service.contract import events as event_stream
-from service.contract import keys
-from service.contract.connection import available
-from service.contract.errors import Conflict, LostClaim, NotFound
-from service.contract.index import Page, newest_first
-from service.contract.job import EDGES, Checkpoint, Event, JobRecord, JobStatus
+from service.contract import index, keys, rules
+from service.contract.commands import Pipe
+from service.contract.connection import transaction
+from service.contract.errors import Conflict
+from service.contract.job import Checkpoint, Event, JobRecord, JobStatus
 from service.contract.models import ModelRecord, Models
+from service.contract.records import Records, decode, encode, no_such_job
+from service.contract.rules import CANCELLED, Claim, Decision
 
-# A queued job is claimed for training, one that waits for validation for that.
-_CLAIMABLE = frozenset({JobStatus.VALIDATING_FILES, JobStatus.QUEUED})
-# Where an attempt works on a job; in any other status its claim is over.
-_CLAIMED = frozenset({JobStatus.VALIDATING_FILES, JobStatus.RUNNING})
-Change = Callable[[JobRecord], tuple[dict[str, Any], Event | None]]
+__all__ = ["CANCELLED", "Claim", "Store"]
+
+# From the record, and whether a live lease is on it, to what happens.
+Decide = Callable[[JobRecord, bool], Decision]
 # Further writes, queued into the transaction of a change.
-Also = Callable[["Pipeline[Any]"], None]
-
-CANCELLED = Event(level="warn", message="Cancelled by request.")
+Also = Callable[[Pipe], object]
 
 
-@dataclass(frozen=True)
-class Claim:
-    """The right to work on a job, until the lease runs out or another attempt takes over."""
-
-    job_id: str
-    token: int
-
-
-class Store:
+class Store(Records):
     """The truth about every job."""
 
     def __init__(self, redis: Redis, *, lease_s: float) -> None:
-        self._redis = redis
+        super().__init__(redis)
         self._lease_ms = int(lease_s * 1000)
-
-    # Reading
-
-    def get(self, job_id: str, org: str | None = None) -> JobRecord:
-        """The record of a job, of any organization where `org` is None.
-
-        Raises:
-            NotFound: No such job, or another organization's.
-        """
-        with available():
-            record = _parse(self._redis.hgetall(keys.job(job_id)))
-        if record is None or org not in {None, record.org}:
-            raise NotFound(
-                f"No such fine-tuning job: {job_id}.", code="job_not_found", param="job_id"
-            )
-        return record
-
-    def page(
-        self, org: str, *, after: str | None, limit: int, metadata: dict[str, str]
-    ) -> Page[JobRecord]:
-        """Jobs of `org`, newest first, behind the cursor `after`, with all of `metadata`."""
-        found: list[JobRecord] = []
-        with available():
-            ids = newest_first(self._redis, keys.org_index(org, "jobs"), after)
-        for job_id in ids:
-            record = self.get(job_id)
-            if metadata.items() <= record.spec.metadata.items():
-                found.append(record)
-            if len(found) > limit:
-                break
-        return Page(found[:limit], has_more=len(found) > limit)
-
-    def active(self) -> list[JobRecord]:
-        """Every job that has not ended."""
-        with available():
-            ids: set[str] = self._redis.smembers(keys.ACTIVE)
-        return [self.get(job_id) for job_id in ids]
-
-    def queue_position(self, job_id: str) -> int | None:
-        """1 for the next job that a worker will take, None for a job that is not queued."""
-        with available():
-            rank = self._redis.zrank(keys.WAITING, job_id)
-        return None if rank is None else rank + 1
-
-    def has_lease(self, job_id: str) -> bool:
-        """Whether an attempt holds the job now."""
-        with available():
-            return bool(self._redis.exists(keys.lease(job_id)))
-
-    def checkpoints(self, job_id: str) -> list[Checkpoint]:
-        """A job's checkpoints, newest first."""
-        with available():
-            raws = self._redis.zrevrange(keys.checkpoints(job_id), 0, -1)
-        return [Checkpoint.model_validate_json(raw) for raw in raws]
 
     # Creating
 
     def create(
-        self, record: JobRecord, *, dedupe_key: str | None, dedupe_s: int, event: Event
+        self,
+        record: JobRecord,
+        *,
+        dedupe_key: str | None,
+        dedupe_s: int,
+        event: Event,
+        also_ended: bool = False,
     ) -> tuple[JobRecord, bool]:
-        """Write a new record, unless an unfinished job of the same `dedupe_key` is still fresh.
+        """Write a new record, unless a job of the same `dedupe_key` is still fresh.
+
+        Args:
+            record: The new record.
+            dedupe_key: What a repeated request has in common with the first, or None.
+            dedupe_s: How long a job is fresh; 0 for never.
+            event: The first event.
+            also_ended: Whether a job that has ended is answered too: right for a key that the
+                caller chose; a mere repetition of the same body may well ask for a second job.
 
         Returns:
             The record that now stands, and whether this call made it.
         """
-        slot = keys.dedupe(record.org, dedupe_key or record.id)
+        key, slot = keys.job(record.id), keys.dedupe(record.org, dedupe_key or record.id)
 
-        def write(pipe: "Pipeline[Any]") -> JobRecord:
-            previous = _parse(pipe.hgetall(keys.job(pipe.get(slot) or "")))
+        def write(pipe: Pipe) -> JobRecord:
+            # Of this id, where an earlier try went through and its answer was lost.
+            first = _read(pipe, record.id) or _read(pipe, pipe.get(slot))
             pipe.multi()
-            if previous is not None and not previous.terminal:
-                return previous
-            pipe.hset(keys.job(record.id), mapping=_fields(record.model_dump(mode="json")))
-            pipe.zadd(keys.JOBS, {record.id: _now_ms()})
-            pipe.zadd(keys.org_index(record.org, "jobs"), {record.id: _now_ms()})
+            if first is not None and (also_ended or not first.terminal or first.id == record.id):
+                return first
+            pipe.hset(key, mapping=encode(record.model_dump(mode="json")))
+            index.add(pipe, keys.org_index(record.org, "jobs"), record.id)
             pipe.sadd(keys.ACTIVE, record.id)
             event_stream.append(pipe, record.id, event)
             if dedupe_s:
                 pipe.set(slot, record.id, ex=dedupe_s)
             return record
 
-        with available():
-            stands = self._redis.transaction(write, slot, value_from_callable=True)
+        stands = transaction(self._redis, write, key, slot)
         return stands, stands.id == record.id
 
     # Claiming
@@ -139,33 +88,27 @@ class Store:
 
         Whoever validates has no GPU and must not take a job for training: hence the status. The
         claim bumps the fencing token and sets the lease in the same step. A queued job becomes
-        running; a job that waits for validation keeps its status.
+        running; a job that waits for validation keeps its status. A job that was asked to be
+        cancelled, while an attempt held it that has gone since, is cancelled instead.
         """
-        assert waiting in _CLAIMABLE, waiting
+        assert waiting in rules.CLAIMABLE, waiting
         lease = keys.lease(job_id)
 
-        def write(pipe: "Pipeline[Any]") -> Claim | None:
-            record = _parse(pipe.hgetall(keys.job(job_id)))
-            held = bool(pipe.exists(lease))
+        def write(pipe: Pipe) -> Claim | None:
+            record = decode(pipe.hgetall(keys.job(job_id)))
+            leased = pipe.exists(lease)
             pipe.multi()
-            if record is None or held or record.status is not waiting:
+            if record is None or leased or record.status is not waiting:
                 return None
-            changes: dict[str, Any] = {"token": record.token + 1, "worker": worker}
-            event = Event(message="Validating the training file.")
-            if record.status is JobStatus.QUEUED:
-                attempt = record.attempt + 1
-                changes |= {
-                    "status": JobStatus.RUNNING,
-                    "attempt": attempt,
-                    "started_at": record.started_at or int(time.time()),
-                }
-                event = Event(message="Job started." if attempt == 1 else f"Attempt {attempt}.")
-            self._write(pipe, record, changes, event)
-            pipe.set(lease, record.token + 1, px=self._lease_ms)
-            return Claim(job_id, record.token + 1)
+            if record.cancel_requested:
+                self._write(pipe, record, rules.cancelled())
+                return None
+            claim = Claim(job_id, record.token + 1)
+            self._write(pipe, record, rules.start(record, claim, worker))
+            pipe.set(lease, claim.token, px=self._lease_ms)
+            return claim
 
-        with available():
-            return self._redis.transaction(write, keys.job(job_id), lease, value_from_callable=True)
+        return transaction(self._redis, write, keys.job(job_id), lease)
 
     def heartbeat(self, claim: Claim) -> JobRecord:
         """Renew the lease, and see what has been asked of the job meanwhile.
@@ -174,16 +117,13 @@ class Store:
             LostClaim: Another attempt has the job, or it has ended.
         """
 
-        def renew(pipe: "Pipeline[Any]") -> JobRecord:
-            record = _held(_parse(pipe.hgetall(keys.job(claim.job_id))), claim)
+        def renew(pipe: Pipe) -> JobRecord:
+            record = rules.held(decode(pipe.hgetall(keys.job(claim.job_id))), claim)
             pipe.multi()
             pipe.set(keys.lease(claim.job_id), claim.token, px=self._lease_ms)
             return record
 
-        with available():
-            return self._redis.transaction(
-                renew, keys.job(claim.job_id), keys.lease(claim.job_id), value_from_callable=True
-            )
+        return transaction(self._redis, renew, keys.job(claim.job_id))
 
     # Writing, by the holder of a claim
 
@@ -193,24 +133,36 @@ class Store:
         Raises:
             LostClaim: Another attempt has the job, or it has ended.
         """
-        self._change(
-            claim.job_id, lambda record: (_held(record, claim) and changes, event), claim.token
-        )
+        rules.check_names(changes)
+
+        def decide(record: JobRecord, _: bool) -> Decision:
+            rules.held(record, claim)
+            return changes, event
+
+        self._change(claim.job_id, decide)
 
     def release(self, claim: Claim, event: Event) -> None:
         """Give a claim back without a change of status: the job waits for validation again.
 
+        A job that was asked to be cancelled is cancelled.
+
         Raises:
             LostClaim: Another attempt has the job, or it has ended.
         """
-        self._change(claim.job_id, lambda _: ({}, event), claim.token, release=True)
+
+        def decide(record: JobRecord, _: bool) -> Decision:
+            rules.held(record, claim)
+            return rules.cancelled() if record.cancel_requested else ({}, event)
+
+        self._change(claim.job_id, decide, lambda pipe: pipe.delete(keys.lease(claim.job_id)))
 
     def add_checkpoint(
         self, claim: Claim, checkpoint: Checkpoint, model: ModelRecord, *, keep: int
     ) -> list[Checkpoint]:
         """Record a checkpoint that is whole in the storage, and the model that it can be used as.
 
-        All but the newest `keep` checkpoints of the job are forgotten, with their models.
+        All but the newest `keep` checkpoints of the job are forgotten, with their models; one of
+        the same step is replaced.
 
         Returns:
             The forgotten checkpoints; their folders are the caller's to delete.
@@ -218,29 +170,31 @@ class Store:
         Raises:
             LostClaim: Another attempt has the job, or it has ended.
         """
-        key, index = keys.job(claim.job_id), keys.checkpoints(claim.job_id)
+        key, checkpoints = keys.job(claim.job_id), keys.checkpoints(claim.job_id)
+        event = Event(
+            message=f"Checkpoint created at step {checkpoint.step}.",
+            data={"step": checkpoint.step, "checkpoint": checkpoint.id},
+        )
 
-        def write(pipe: "Pipeline[Any]") -> list[Checkpoint]:
-            record = _held(_parse(pipe.hgetall(key)), claim)
-            known = [Checkpoint.model_validate_json(raw) for raw in pipe.zrange(index, 0, -1)]
+        def write(pipe: Pipe) -> list[Checkpoint]:
+            record = rules.held(decode(pipe.hgetall(key)), claim)
+            known = [Checkpoint.model_validate_json(raw) for raw in pipe.zrange(checkpoints, 0, -1)]
             others = [old for old in known if old.step != checkpoint.step]
             kept = [*others[max(0, len(others) - keep + 1) :], checkpoint]
-            dropped = [old for old in known if old.path not in {each.path for each in kept}]
+            paths = {each.path for each in kept}
+            dropped = [old for old in known if old.path not in paths]
             pipe.multi()
-            pipe.delete(index)
-            pipe.zadd(index, {each.model_dump_json(): each.step for each in kept})
+            pipe.delete(checkpoints)
+            pipe.zadd(checkpoints, {each.model_dump_json(): each.step for each in kept})
             for old in dropped:
                 Models.erase(pipe, record.org, old.model)
-            Models.write(pipe, model, _now_ms())
-            event = Event(
-                message=f"Checkpoint created at step {checkpoint.step}.",
-                data={"step": checkpoint.step, "checkpoint": checkpoint.id},
-            )
-            self._write(pipe, record, {}, event)
+            Models.write(pipe, model)
+            self._write(pipe, record, ({}, event))
             return dropped
 
-        with available():
-            return self._redis.transaction(write, key, index, value_from_callable=True)
+        return transaction(self._redis, write, key, checkpoints)
+
+    # Moving along the edges
 
     def transition(
         self,
@@ -258,7 +212,7 @@ class Store:
 
         Args:
             job_id: The job.
-            to: The new status.
+            to: The new status; not `running`, which is what a claim is for.
             event: What to tell about it.
             token: The claim's fencing token; None for an actor that holds no claim (a cancel of a
                 waiting job, the reaper), which may then move only a job without a live lease.
@@ -266,120 +220,76 @@ class Store:
             changes: Further fields to set.
 
         Raises:
+            NotFound: No such job.
             Conflict: The edge is not legal from the present status, or an attempt holds the job.
             LostClaim: The token is not the record's.
         """
+        assert to is not JobStatus.RUNNING, "only a claim makes a job run"
+        rules.check_names(changes)
 
-        def decide(record: JobRecord) -> tuple[dict[str, Any], Event]:
-            if to is JobStatus.QUEUED and record.cancel_requested:
-                return _arrival(JobStatus.CANCELLED), CANCELLED
-            if to not in EDGES[record.status]:
-                raise Conflict(
-                    f"Job {job_id} is {record.status}; it cannot become {to}.",
-                    code="illegal_transition",
-                )
-            return {**_arrival(to), **changes}, event
+        def decide(record: JobRecord, leased: bool) -> Decision:
+            if token is not None:
+                rules.held(record, Claim(job_id, token))
+            elif leased:
+                raise Conflict(f"An attempt holds job {job_id}.", code="job_held")
+            return rules.move(record, to, event, changes)
 
-        return self._change(job_id, decide, token, release=True, also=also)
+        return self._change(job_id, decide, also)
 
     def request_cancel(self, job_id: str) -> JobRecord:
         """Ask the attempt that holds the job to stop; a job that nobody holds is cancelled now.
 
         Raises:
+            NotFound: No such job.
             Conflict: The job has ended.
         """
-        asked = Event(level="warn", message="Cancellation requested.")
-        while True:
-            try:
-                return self.transition(job_id, JobStatus.CANCELLED, CANCELLED)
-            except Conflict:
-                record = self.get(job_id)
-                if record.terminal:
-                    raise
-            # Where the attempt has ended meanwhile, nobody would hear the request: start over.
-            with suppress(LostClaim):
-                return self._change(
-                    job_id, lambda _: ({"cancel_requested": True}, asked), record.token
-                )
+        return self._change(job_id, lambda record, leased: rules.cancel(record, leased=leased))
 
-    def _change(
-        self,
-        job_id: str,
-        decide: Change,
-        token: int | None,
-        *,
-        release: bool = False,
-        also: Also | None = None,
-    ) -> JobRecord:
-        """Read, decide and write in one transaction; see `transition` for `token`."""
+    def _change(self, job_id: str, decide: Decide, also: Also | None = None) -> JobRecord:
+        """Read, decide and write in one transaction."""
         key, lease = keys.job(job_id), keys.lease(job_id)
 
-        def write(pipe: "Pipeline[Any]") -> JobRecord:
-            record = _parse(pipe.hgetall(key))
+        def write(pipe: Pipe) -> JobRecord:
+            record = decode(pipe.hgetall(key))
             if record is None:
-                raise NotFound(f"No such fine-tuning job: {job_id}.", code="job_not_found")
-            if token is None and pipe.exists(lease):
-                raise Conflict(f"An attempt holds job {job_id}.", code="job_held")
-            if token is not None:
-                _held(record, Claim(job_id, token))
-            changes, event = decide(record)
+                raise no_such_job(job_id)
+            decision = decide(record, bool(pipe.exists(lease)))
             pipe.multi()
-            if release:
-                pipe.delete(lease)
             if also is not None:
                 also(pipe)
-            return self._write(pipe, record, changes, event)
+            return self._write(pipe, record, decision)
 
-        with available():
-            return self._redis.transaction(write, key, lease, value_from_callable=True)
+        return transaction(self._redis, write, key, lease)
 
-    def _write(
-        self,
-        pipe: "Pipeline[Any]",
-        record: JobRecord,
-        changes: dict[str, Any],
-        event: Event | None,
-    ) -> JobRecord:
+    def _write(self, pipe: Pipe, record: JobRecord, decision: Decision) -> JobRecord:
         """Queue the changed fields, the indexes and the event on a pipeline in MULTI."""
-        after = record.model_copy(update={**changes, "version": record.version + 1})
-        changed = after.model_dump(mode="json", include={*changes, "version"})
-        pipe.hset(keys.job(record.id), mapping=_fields(changed))
+        changes, event = decision
+        changes = {**changes, "version": record.version + 1}
+        after = JobRecord.model_validate({**dict(record), **changes})
+        changed = after.model_dump(mode="json", include={*changes})
+        pipe.hset(keys.job(record.id), mapping=encode(changed))
         if after.status is not record.status:
-            if after.status is JobStatus.QUEUED:
-                pipe.zadd(keys.WAITING, {record.id: _now_ms()})
-            else:
-                pipe.zrem(keys.WAITING, record.id)
-            if after.terminal:
-                pipe.srem(keys.ACTIVE, record.id)
+            _move(pipe, after)
         if event is not None:
             event_stream.append(pipe, record.id, event)
         return after
 
 
-def _held(record: JobRecord | None, claim: Claim) -> JobRecord:
-    """The record, if the claim still holds it."""
-    if record is None or record.token != claim.token or record.status not in _CLAIMED:
-        raise LostClaim(f"Attempt {claim.token} no longer holds job {claim.job_id}.")
-    return record
+def _move(pipe: Pipe, record: JobRecord) -> None:
+    """Queue what a new status means for the lease and the indexes."""
+    if record.status not in rules.CLAIMED:
+        pipe.delete(keys.lease(record.id))
+    if record.status is JobStatus.QUEUED:
+        pipe.zadd(keys.WAITING, {record.id: time.time_ns() // 1_000_000})
+    else:
+        pipe.zrem(keys.WAITING, record.id)
+    if record.terminal:
+        pipe.srem(keys.ACTIVE, record.id)
 
 
-def _arrival(to: JobStatus) -> dict[str, Any]:
-    """The fields that every transition to `to` sets."""
-    finished = {"finished_at": int(time.time())} if not EDGES[to] else {}
-    return {"status": to, "cancel_requested": False, **finished}
-
-
-def _parse(fields: dict[str, str]) -> JobRecord | None:
-    """A record from its hash; None for a hash that does not exist."""
-    if not fields:
+def _read(pipe: Pipe, job_id: str | None) -> JobRecord | None:
+    """A record, watched from now on."""
+    if job_id is None:
         return None
-    return JobRecord.model_validate({name: json.loads(raw) for name, raw in fields.items()})
-
-
-def _fields(values: dict[str, Any]) -> dict[str, str]:
-    """A hash from the values of a record's fields."""
-    return {name: json.dumps(value) for name, value in values.items()}
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+    pipe.watch(keys.job(job_id))
+    return decode(pipe.hgetall(keys.job(job_id)))

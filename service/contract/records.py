@@ -1,0 +1,156 @@
+"""Read the job records: what the service answers from, and what the reaper looks at."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from redis import Redis
+
+from service.contract import index, keys
+from service.contract.commands import Pipe, typed
+from service.contract.connection import available
+from service.contract.errors import NotFound
+from service.contract.index import Page
+from service.contract.job import Checkpoint, JobRecord
+
+PREFIX = "ftjob-"
+
+
+class Records:
+    """The job records, for reading."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = typed(redis)
+
+    def get(self, job_id: str, org: str | None = None) -> JobRecord:
+        """The record of a job, of any organization where `org` is None.
+
+        Raises:
+            NotFound: No such job, or another organization's.
+        """
+        with available():
+            record = decode(self._redis.hgetall(keys.job(job_id)))
+        if record is None or org not in {None, record.org}:
+            raise no_such_job(job_id)
+        return record
+
+    def version(self, job_id: str, org: str | None = None) -> str:
+        """Text that differs whenever a job or its place in the queue does: an ETag.
+
+        It costs one round trip, and no record is read.
+
+        Raises:
+            NotFound: No such job, or another organization's.
+        """
+
+        def ask(pipe: Pipe) -> None:
+            pipe.hmget(keys.job(job_id), ["org", "version"])
+            pipe.zrank(keys.WAITING, job_id)
+
+        (owner, version), rank = self._ask(ask)
+        if owner is None or org not in {None, json.loads(owner)}:
+            raise no_such_job(job_id)
+        return str(version) if rank is None else f"{version}-{rank + 1}"
+
+    def page(
+        self, org: str, *, after: str | None, limit: int, metadata: dict[str, str]
+    ) -> Page[JobRecord]:
+        """Jobs of `org`, newest first, behind the cursor `after`, with all of `metadata`.
+
+        Raises:
+            InvalidRequest: The cursor is not a job's id.
+        """
+
+        def load(ids: list[str]) -> list[JobRecord]:
+            records = self._many(ids)
+            return [job for job in records if metadata.items() <= job.spec.metadata.items()]
+
+        index.check_cursor(after, PREFIX)
+        return index.page(self._redis, keys.org_index(org, "jobs"), load, after=after, limit=limit)
+
+    def active(self) -> list[JobRecord]:
+        """Every job that has not ended, in order of creation."""
+        with available():
+            ids: list[str] = sorted(self._redis.smembers(keys.ACTIVE))
+        return [job for batch in index.batches(ids) for job in self._many(batch)]
+
+    def unheld(self) -> list[JobRecord]:
+        """Every job that has not ended and that no attempt holds, in order of creation."""
+        jobs = self.active()
+
+        def ask(pipe: Pipe) -> None:
+            for job in jobs:
+                pipe.exists(keys.lease(job.id))
+
+        return [job for job, held in zip(jobs, self._ask(ask), strict=True) if not held]
+
+    def users(self, *ids: str) -> list[JobRecord]:
+        """Unfinished jobs that name one of `ids` in their spec, or are one of them.
+
+        Who deletes a file or a model asks this first: with the file's id, or with the model's and
+        that of the job that made it, which may still need its checkpoint.
+        """
+        wanted = {*ids}
+        return [
+            job
+            for job in self.active()
+            if not wanted.isdisjoint(
+                (job.id, job.spec.model, job.spec.training_file, job.spec.validation_file)
+            )
+        ]
+
+    def queue_position(self, job_id: str) -> int | None:
+        """1 for the next job that a worker will take, None for a job that is not queued."""
+        return self.queue_positions([job_id])[0]
+
+    def queue_positions(self, job_ids: list[str]) -> list[int | None]:
+        """The queue position of each job, for one round trip."""
+
+        def ask(pipe: Pipe) -> None:
+            for job_id in job_ids:
+                pipe.zrank(keys.WAITING, job_id)
+
+        return [None if rank is None else rank + 1 for rank in self._ask(ask)]
+
+    def has_lease(self, job_id: str) -> bool:
+        """Whether an attempt holds the job now."""
+        with available():
+            return bool(self._redis.exists(keys.lease(job_id)))
+
+    def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        """A job's checkpoints, newest first."""
+        with available():
+            raws = self._redis.zrevrange(keys.checkpoints(job_id), 0, -1)
+        return [Checkpoint.model_validate_json(raw) for raw in raws]
+
+    def _many(self, ids: list[str]) -> list[JobRecord]:
+        """The records of several jobs."""
+
+        def ask(pipe: Pipe) -> None:
+            for job_id in ids:
+                pipe.hgetall(keys.job(job_id))
+
+        return [job for job in map(decode, self._ask(ask)) if job is not None]
+
+    def _ask(self, ask: Callable[[Pipe], None]) -> list[Any]:
+        """The answers to several reads, for one round trip."""
+        with available(), self._redis.pipeline(transaction=False) as pipe:
+            ask(pipe)
+            return pipe.execute()
+
+
+def decode(fields: Mapping[str, str]) -> JobRecord | None:
+    """A record from its hash; None for a hash that does not exist."""
+    if not fields:
+        return None
+    return JobRecord.model_validate({name: json.loads(raw) for name, raw in fields.items()})
+
+
+def encode(values: Mapping[str, Any]) -> dict[str, str]:
+    """A hash from the values of a record's fields."""
+    return {name: json.dumps(value) for name, value in values.items()}
+
+
+def no_such_job(job_id: str) -> NotFound:
+    """The error for a job that is not there, or not the caller's."""
+    return NotFound(f"No such fine-tuning job: {job_id}.", code="job_not_found", param="job_id")
