@@ -1,5 +1,6 @@
 """Turn a job record into the trainer's run spec: find the model, fetch the data and checkpoint."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Literal
 from service.contract.errors import JobFailure, JobFailureCode, NotFound
 from service.contract.files import Files
 from service.contract.job import JobRecord
-from service.contract.models import BaseModels, ModelRecord, Models
+from service.contract.models import BaseModels, Models
 from service.contract.storage import Storage
 from service.contract.store import Store
 from worker.events import DataSource, Mode, RunSpec
@@ -79,13 +80,21 @@ class Preparation:
         name = record.spec.model
         if source := self.base_models.source(name):
             return ModelSource(source, None, name)
-        tuned = self._tuned(record.org, name, lease)
+        try:
+            return self._tuned(record.org, name, workdir, lease)
+        except NotFound as error:
+            message = f"Model {name} is not on this worker, or was deleted."
+            raise JobFailure("model_unavailable", message, param="model") from error
+
+    def _tuned(self, org: str, name: str, workdir: Path, lease: Lease) -> ModelSource:
+        """A model that a job made, with what it needs under it."""
+        tuned = lease.insist(lambda: self.models.get(org, name))
         load = self._fetch(tuned.path, workdir, lease)
         if tuned.kind == "full":
             return ModelSource(load, None, name)
         under = self.base_models.source(tuned.base)
         if under is None:
-            full = self._tuned(record.org, tuned.base, lease)
+            full = lease.insist(lambda: self.models.get(org, tuned.base))
             under = self._fetch(full.path, workdir, lease)
         return ModelSource(load, under, tuned.base)
 
@@ -95,24 +104,19 @@ class Preparation:
         code = _FILE_FAILURES[field]
         try:
             file = lease.insist(lambda: self.files.get(org, file_id))
+            path = Path(self._fetch(file.path, workdir, lease))
         except NotFound as error:
             raise JobFailure(code, f"File {file_id} was deleted.", param=field) from error
         if file.format is None:
             raise JobFailure(code, f"File {file_id} is not a checked dataset.", param=field)
-        path = Path(self._fetch(file.path, workdir, lease))
         return DataSource(path=path, format=file.format, sha256=file.sha256)
 
-    def _tuned(self, org: str, name: str, lease: Lease) -> ModelRecord:
-        try:
-            return lease.insist(lambda: self.models.get(org, name))
-        except NotFound as error:
-            message = f"Model {name} is not on this worker, or was deleted."
-            raise JobFailure("model_unavailable", message, param="model") from error
-
     def _checkpoint(self, record: JobRecord, workdir: Path, lease: Lease) -> Path | None:
-        """The newest checkpoint of the job."""
-        checkpoints = lease.insist(lambda: self.store.checkpoints(record.id))
-        return Path(self._fetch(checkpoints[0].path, workdir, lease)) if checkpoints else None
+        """The newest checkpoint of the job that is still whole."""
+        for checkpoint in lease.insist(lambda: self.store.checkpoints(record.id)):
+            with suppress(NotFound):
+                return Path(self._fetch(checkpoint.path, workdir, lease))
+        return None
 
     def _fetch(self, path: str, workdir: Path, lease: Lease) -> str:
         return str(lease.during(lambda: self.storage.fetch(path, workdir)))

@@ -10,7 +10,8 @@ import pytest
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.worker.support import Deployment, RedisServer
+from tests.support.redis_server import RedisServer
+from tests.worker.support import Deployment
 from worker.settings import WorkerSettings
 
 VOCABULARY = 512

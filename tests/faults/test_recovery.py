@@ -10,7 +10,8 @@ import pytest
 
 from service.contract.job import Phase
 from tests.faults.conftest import dataset, deploy
-from tests.worker.support import Deployment, RedisServer, alive, until
+from tests.support.redis_server import RedisServer
+from tests.worker.support import Deployment, alive, until
 
 STEPS, EVERY = 120, 20
 Faulty = tuple[Deployment, RedisServer]

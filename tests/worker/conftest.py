@@ -3,20 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.support import Deployment, RedisServer
-
-
-@pytest.fixture(scope="session")
-def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.kill()
+from tests.support.redis_server import RedisServer
+from tests.worker.support import Deployment
 
 
 @pytest.fixture
-def deployment(shared_redis: RedisServer, tmp_path: Path) -> Iterator[Deployment]:
+def deployment(redis_server: RedisServer, tmp_path: Path) -> Iterator[Deployment]:
     """A deployment on an empty Redis, with the scripted trainer."""
-    deployment = Deployment(shared_redis.url, tmp_path)
-    deployment.redis.flushdb()
+    deployment = Deployment(redis_server.url, tmp_path)
+    deployment.redis.flushall()
     yield deployment
     deployment.close()

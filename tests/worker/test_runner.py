@@ -11,7 +11,8 @@ import pytest
 from service.contract.files import Files
 from service.contract.models import ModelRecord
 from service.contract.queue import TRAIN, VALIDATE
-from tests.worker.support import ORG, Deployment, RedisServer, alive, until
+from tests.support.redis_server import RedisServer
+from tests.worker.support import ORG, Deployment, alive, until
 from worker.runner import Runner
 
 
@@ -202,9 +203,9 @@ def test_what_a_dead_attempt_did_not_get_to_record_is_removed(
 
 
 def test_an_object_storage_serves_data_checkpoints_and_results(
-    shared_redis: RedisServer, tmp_path: Path
+    redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    deployment = Deployment(shared_redis.url, tmp_path, storage_url=f"memory://{tmp_path.name}")
+    deployment = Deployment(redis_server.url, tmp_path, storage_url=f"memory://{tmp_path.name}")
     runner, _ = deployment.supervisor()
     job_id = deployment.create(
         ["say_spec"], ["train", 2, 4, 0.0, 2], ["kill_unless_resumed"], ["train", 4, 4, 0.0, 2],
@@ -287,6 +288,19 @@ def test_a_storage_that_cannot_be_written_is_tried_again_then_named(
     assert deployment.models.all(ORG) == []
 
 
+def test_a_checkpoint_that_was_deleted_is_no_reason_to_start_anew(
+    deployment: Deployment, runner: Runner
+) -> None:
+    job_id = deployment.create(
+        ["train", 4, 6, 0.0, 2], ["kill_unless_resumed"], ["say_spec"], ["result"]
+    )
+    runner.run(job_id, TRAIN)
+    newest, _ = deployment.store.checkpoints(job_id)
+    deployment.storage.delete(newest.path)
+    runner.run(job_id, TRAIN)
+    assert deployment.said(job_id, "spec")["start"] == 2
+
+
 # Own models as the base
 
 
@@ -307,7 +321,9 @@ def test_an_adapter_comes_with_the_model_under_it(deployment: Deployment, runner
         id="ft:base:x", org=ORG, created_at=1, base="base", job_id="j", kind="lora",
         path="models/adapter", files=[],
     )  # fmt: skip
-    deployment.models.add(adapter, 1)
+    with deployment.storage.write("models/adapter/adapter_config.json") as file:
+        file.write(b"{}")
+    deployment.models.add(adapter)
     job_id = deployment.create(["say_spec"], ["result"], model=adapter.id)
     runner.run(job_id, TRAIN)
     spec = deployment.said(job_id, "spec")["spec"]
@@ -322,7 +338,7 @@ def test_a_model_of_another_organization_is_not_found(
         id="ft:base:y", org="org-other", created_at=1, base="base", job_id="j", kind="full",
         path="models/theirs", files=[],
     )  # fmt: skip
-    deployment.models.add(theirs, 1)
+    deployment.models.add(theirs)
     job_id = deployment.create(["result"], model=theirs.id)
     runner.run(job_id, TRAIN)
     assert deployment.store.get(job_id).error.code == "model_unavailable"
