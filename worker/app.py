@@ -24,7 +24,7 @@ from worker.runner import Runner
 from worker.settings import WorkerSettings
 from worker.tasks import add_tasks
 
-PING_TIMEOUT_S = 3.0
+PING_TIMEOUT_S = 2.0
 
 
 class Supervision(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types

@@ -106,7 +106,7 @@ class Deployment:
                 "work_dir": folder / "work",
                 "trainer_command": TRAINER,
                 "worker_name": "test",
-                "lease_s": 3.0,
+                "lease_s": 2.0,
                 "heartbeat_s": 0.2,
                 "reaper_interval_s": 0.3,
                 "resend_grace_s": 1.0,
