@@ -4,7 +4,7 @@ from types import TracebackType
 from typing import Self
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -134,26 +134,28 @@ def event_line(event: StoredEvent) -> Text:
     return text
 
 
-def ledger_table(ledger: MemoryLedger) -> Table:
+def ledger_table(ledger: MemoryLedger) -> Group:
     """What each loss needs on the job's own shapes."""
-    table = Table(
-        title=f"Memory of the loss on {ledger.device}: {ledger.tokens:,} rows,"
-        f" vocabulary {ledger.vocab_size:,}, width {ledger.hidden_size}, {ledger.dtype}",
-        caption=f"Peak bytes above weights and gradients, by {ledger.method}.\n"
-        "Saved: how many times less the layer of the job's own loss needs.",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-        title_justify="left",
-        caption_justify="left",
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("loss")
     for column in ("loss layer", "whole step", "tokens/s", "saved"):
         table.add_column(column, justify="right")
     savings = {saving.baseline: saving for saving in ledger.savings}
     for entry in ledger.losses:
         table.add_row(*_ledger_row(entry, savings.get(entry.loss)))
-    return table
+    return Group(
+        Text(
+            f"Memory of the loss on {ledger.device}: {ledger.tokens:,} rows, vocabulary"
+            f" {ledger.vocab_size:,}, width {ledger.hidden_size}, {ledger.dtype}",
+            "bold",
+        ),
+        table,
+        Text(
+            f"Peak bytes above weights and gradients, by {ledger.method}.\n"
+            "Saved: how many times less the layer of the job's own loss needs.",
+            "dim",
+        ),
+    )
 
 
 def _ledger_row(entry: LossMemory, saving: Saving | None) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -71,31 +72,40 @@ def run_demo(folder: Path, console: Console, keep_line: str) -> None:
     """
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    console.print(f"[bold]Headroom demo[/] in {folder}\n", highlight=False)
-    say = partial(_say, console)
-    dataset = write_dataset(folder)
+    say, point = partial(_say, console), partial(_point, console)
+    console.print(Text("Headroom demo\n", "bold"))
+    with console.status("Reading Python's documentation"):
+        dataset = write_dataset(folder)
     say(
         f"Dataset: Python's own documentation, {dataset.training_pairs:,} questions and answers"
         f" to train on, {dataset.validation_pairs:,} held out."
     )
     base = folder / "models" / BASE
-    say(_make_base(dataset, base))
+    with console.status("Making a tokenizer and a random model"):
+        say(_make_base(dataset, base))
     with Stack(StackOptions(data=folder), say) as stack, Client(stack.url) as client:
-        say(f"Status page: {stack.url}")
+        point("Status page", stack.url)
         job = _run_job(stack, client, dataset, console)
         trained = _trained(client, job, folder / "fine-tuned")
     pair = dataset.sample
-    answers = [_program("sample", folder, pair.question) for folder in (base, trained.folder)]
+    with console.status("Asking the model before and after"):
+        answers = [_program("sample", path, pair.question) for path in (base, trained.folder)]
     _compare(console, trained, pair, *answers)
-    say(f"Model folder: {trained.folder}")
-    say(f"To serve this data again: {keep_line}")
+    point("Model folder", str(trained.folder))
+    point("Serve it all again", keep_line)
+    console.print()
     _judge(trained)
     took = duration(time.monotonic() - started)
     say(f"Done in {took}: the validation loss fell by {trained.fall:.0%}.", "green")
 
 
 def _say(console: Console, line: str, style: str = "") -> None:
-    console.print(Text(f"  {line}", style), soft_wrap=True)
+    console.print(Padding(Text(line, style), (0, 0, 0, 2)))
+
+
+def _point(console: Console, name: str, target: str) -> None:
+    """A line to copy from: never broken."""
+    console.print(Text(f"  {name}: ").append(target, "bold"), soft_wrap=True)
 
 
 def _make_base(dataset: Dataset, folder: Path) -> str:
@@ -146,11 +156,14 @@ def _compare(console: Console, trained: Trained, pair: Pair, before: str, after:
     console.print()
     if trained.job.memory is not None:
         console.print(Padding(ledger_table(trained.job.memory), (0, 0, 1, 2)))
-    table = Table("", "before", "after", show_lines=True)
-    table.add_row("validation loss", f"{trained.before:.3f}", f"{trained.after:.3f}")
-    table.add_row(Text(pair.question), Text(before), Text(after))
-    console.print(Padding(table, (0, 0, 0, 2)))
-    console.print(Padding(Text(f"The documentation says: {pair.answer}", "dim"), (0, 0, 1, 2)))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("")
+    table.add_column("validation loss", justify="right")
+    table.add_column(Text(pair.question), overflow="fold")
+    table.add_row("before", f"{trained.before:.3f}", Text(before))
+    table.add_row("after", f"{trained.after:.3f}", Text(after))
+    table.add_row("the documentation", "", Text(pair.answer, "dim"))
+    console.print(Padding(table, (0, 0, 1, 2)))
 
 
 def _judge(trained: Trained) -> None:

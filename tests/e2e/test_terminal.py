@@ -4,6 +4,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,11 +27,18 @@ def _headroom(*arguments: object, url: str | None = None) -> subprocess.Complete
     )
 
 
-def _start(log: Path, *arguments: object) -> subprocess.Popen:
+@contextmanager
+def _running(log: Path, *arguments: object) -> Iterator[subprocess.Popen]:
+    """A command with its output in `log`; it is killed where the test has not ended it."""
     with log.open("wb") as output:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [HEADROOM, *map(str, arguments)], stdout=output, stderr=subprocess.STDOUT
         )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _trainer(data: Path) -> bool:
@@ -74,7 +83,7 @@ def test_no_server_is_one_line(tmp_path: Path) -> None:
 def test_up_stops_in_the_middle_of_a_job_and_keeps_it(models: Path, tmp_path: Path) -> None:
     data, log = tmp_path / "data", tmp_path / "up.log"
     arguments = ["up", "--data", data, "--port", 0, "--models", models]
-    with _start(log, *arguments) as up:
+    with _running(log, *arguments) as up:
         url = until(lambda: re.search(r"http://127\.0\.0\.1:\d+", log.read_text()), 30)[0]
         until(lambda: "Ctrl-C" in log.read_text(), 30)
         with Client(url) as client:
@@ -87,7 +96,7 @@ def test_up_stops_in_the_middle_of_a_job_and_keeps_it(models: Path, tmp_path: Pa
         assert up.wait(30) == 0, log.read_text()
     assert processes_of(data) == {}
     assert "Traceback" not in log.read_text()
-    with _start(log, *arguments) as again:
+    with _running(log, *arguments) as again:
         until(lambda: "Ctrl-C" in log.read_text(), 30)
         url = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())[0]
         with Client(url) as client:
@@ -106,7 +115,7 @@ def test_up_refuses_the_network_without_keys(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_demo_leaves_nothing_after_ctrl_c(tmp_path: Path) -> None:
     data, log = tmp_path / "data", tmp_path / "demo.log"
-    with _start(log, "demo", "--data", data) as demo:
+    with _running(log, "demo", "--data", data) as demo:
         until(lambda: _trainer(data), 90, what="a trainer of the demo")
         demo.send_signal(signal.SIGINT)
         assert demo.wait(30) == 130, log.read_text()

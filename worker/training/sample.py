@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m worker.training.sample", description=__doc__)
     parser.add_argument("model", type=Path, help="a model folder")
     parser.add_argument("question")
-    parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--max-tokens", type=int, default=32)
     chosen = parser.parse_args(arguments)
     sys.stdout.write(answer(chosen.model, chosen.question, chosen.max_tokens) + "\n")
 
