@@ -11,10 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.contract.errors import JobFailureCode
-from service.contract.files import DataFormat
 from service.contract.job import Level, Progress
 from service.contract.memory import MemoryLedger, NumericsReceipt
-from service.contract.spec import JobSpec, ResolvedOptions
+from service.contract.spec import DataFormat, JobSpec, ResolvedOptions
 
 Mode = Literal["validate", "train"]
 

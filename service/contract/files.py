@@ -1,7 +1,6 @@
 """Records of uploaded and result files; their bytes are in the storage."""
 
 from collections.abc import Callable
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
@@ -11,11 +10,10 @@ from service.contract.commands import Pipe, typed
 from service.contract.connection import available
 from service.contract.errors import NotFound
 from service.contract.index import Page
-from service.contract.spec import Purpose
+from service.contract.spec import DataFormat, Purpose
 
 PREFIX = "file-"
 _EXPIRED_AT_ONCE = 100
-DataFormat = Literal["chat", "text"]
 
 
 class FileRecord(BaseModel):

@@ -14,6 +14,7 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 LossImplementation = Literal["auto", "reference", "blocked", "triton"]
 LossPreset = Literal["default", "exact"]
 Purpose = Literal["fine-tune", "fine-tune-results"]
+DataFormat = Literal["chat", "text"]
 
 
 class Options(BaseModel):
