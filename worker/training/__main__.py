@@ -1,0 +1,44 @@
+"""Run one attempt: `python -m worker.training SPEC.json --events-fd N`.
+
+A failure that a user can mend ends as a Failed line and exit code 0; anything else crashes with its
+trace in the log, and the supervisor tries again.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from service.contract.errors import JobFailure
+from worker.events import Failed, RunSpec
+from worker.training import trainer
+from worker.training.reporter import Reporter
+
+
+def main() -> None:
+    """Read the spec, do the work, report."""
+    parser = argparse.ArgumentParser(prog="python -m worker.training", description=__doc__)
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("--events-fd", type=int, required=True)
+    arguments = parser.parse_args()
+    spec = RunSpec.model_validate_json(arguments.spec.read_text())
+    reporter = Reporter(arguments.events_fd)
+    work = trainer.validate if spec.mode == "validate" else trainer.train
+    try:
+        work(spec, reporter)
+    except JobFailure as failure:
+        reporter.send(_failed(failure))
+    except torch.cuda.OutOfMemoryError as error:
+        message = f"The device is out of memory: {error}"
+        reporter.send(Failed(code="out_of_memory", message=message))
+
+
+def _failed(failure: JobFailure) -> Failed:
+    data = getattr(failure, "data", {})
+    return Failed.model_validate(
+        {"code": failure.code, "message": failure.message, "param": failure.param, "data": data}
+    )
+
+
+if __name__ == "__main__":
+    main()

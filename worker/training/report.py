@@ -1,0 +1,44 @@
+"""What a finished job leaves beside its model: the metrics as CSV, and the job report as JSON."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from service.contract.memory import MemoryLedger, NumericsReceipt
+from service.contract.spec import ResolvedOptions
+from worker.events import RunSpec
+from worker.training.checkpoint import Position
+
+COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+
+
+def write_csv(position: Position, path: Path) -> None:
+    """The metrics in the wire format's columns; a cell is empty where nothing was measured."""
+    with path.open("w", newline="") as stream:
+        table = csv.DictWriter(stream, COLUMNS)
+        table.writeheader()
+        table.writerows({name: row.get(name) for name in COLUMNS} for row in position.metrics)
+
+
+def write_report(
+    spec: RunSpec,
+    resolved: ResolvedOptions,
+    position: Position,
+    ledger: MemoryLedger | None,
+    receipt: NumericsReceipt | None,
+    path: Path,
+) -> None:
+    """What was asked, what was used, what came out, and what was measured on the way."""
+    report: dict[str, Any] = {
+        "job_id": spec.job_id,
+        "asked": spec.job.model_dump(),
+        "resolved": resolved.model_dump(),
+        "training_file_sha256": spec.training.sha256,
+        "steps": position.step,
+        "trained_tokens": position.tokens,
+        "final": position.metrics[-1] if position.metrics else None,
+        "memory": ledger.model_dump() if ledger else None,
+        "receipt": receipt.model_dump() if receipt else None,
+    }
+    path.write_text(json.dumps(report, indent=2))

@@ -1,0 +1,75 @@
+"""Every "auto", resolved by rule; the job echoes the outcome.
+
+n_epochs                     3; 2 from 10,000 examples on, 1 from 50,000 on
+batch_size                   a 500th of the examples, between 1 and 16
+gradient_accumulation_steps  1
+learning_rate                2e-5 in full, 2e-4 with LoRA; times learning_rate_multiplier
+max_seq_length               the model's context, at most 4096
+dtype                        bfloat16 on CUDA, float32 on CPU
+gradient_checkpointing       on CUDA
+checkpoint_every             a tenth of the steps
+loss.implementation          triton on CUDA, blocked on CPU
+"""
+
+from typing import Any
+
+from service.contract.errors import JobFailure
+from service.contract.spec import JobSpec, ResolvedOptions
+
+_MAX_AUTO_CONTEXT = 4096
+_MAX_AUTO_BATCH = 16
+
+
+def sequence_length(spec: JobSpec, config: Any) -> int:
+    """Tokens a sequence, within the model's context.
+
+    Raises:
+        JobFailure: More than the model can take was asked for.
+    """
+    context: int = getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+    asked = spec.options.max_seq_length
+    if asked == "auto":
+        return min(context, _MAX_AUTO_CONTEXT)
+    if asked > context:
+        message = f"max_seq_length is {asked}; the model's context is {context}."
+        raise JobFailure("unsupported_model", message, param="max_seq_length")
+    return asked
+
+
+def resolve(spec: JobSpec, rows: int, max_seq_length: int, *, cuda: bool) -> ResolvedOptions:
+    """The values that the trainer uses for a dataset of `rows` sequences.
+
+    Raises:
+        JobFailure: The resolved batch can't be divided as asked.
+    """
+    options, asked = spec.options, spec.hyperparameters
+    steps = _or(options.gradient_accumulation_steps, 1)
+    batch = _or(asked.batch_size, max(steps, min(_MAX_AUTO_BATCH, max(1, rows // 500))))
+    if batch % steps:
+        message = f"batch_size {batch} can't be divided into {steps} equal micro-batches."
+        raise JobFailure("invalid_training_file", message, param="gradient_accumulation_steps")
+    epochs = _or(asked.n_epochs, 1 if rows >= 50_000 else 2 if rows >= 10_000 else 3)
+    total = epochs * -(-rows // batch)
+    multiplier = _or(asked.learning_rate_multiplier, 1.0)
+    base = _or(options.learning_rate, 2e-4 if options.adapter else 2e-5)
+    implementation = options.loss.implementation
+    if implementation == "auto":
+        implementation = "triton" if cuda else "blocked"
+    return ResolvedOptions(
+        batch_size=batch,
+        micro_batch_size=batch // steps,
+        gradient_accumulation_steps=steps,
+        n_epochs=epochs,
+        learning_rate_multiplier=multiplier,
+        learning_rate=base * multiplier,
+        max_seq_length=max_seq_length,
+        gradient_checkpointing=_or(options.gradient_checkpointing, cuda),
+        dtype=_or(options.dtype, "bfloat16" if cuda else "float32"),
+        loss_implementation=implementation,
+        checkpoint_every=_or(options.checkpoint_every, max(1, total // 10)),
+        total_steps=total,
+    )
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value == "auto" else value
