@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from service import job_commands
+from service.auth import ExposureError, make_key
 from service.client import ApiError
 from service.demo.run import DemoFailed, run_demo
 from service.interrupt import Interrupted, raise_on_signals
@@ -21,7 +22,7 @@ DATA = "headroom-data"
 _MEND_S = 0.5
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
-_USER_ERRORS = (ApiError, StackError, PartFailed, DemoFailed)
+_USER_ERRORS = (ApiError, StackError, PartFailed, DemoFailed, ExposureError)
 
 
 class _Group(click.Group):
@@ -112,6 +113,18 @@ def demo(data: Path | None) -> None:
     folder = data or Path(DATA) / time.strftime("demo-%Y%m%d-%H%M%S")
     keep = f"{_program()} up --data {shlex.quote(str(folder))}"
     run_demo(folder, Console(), keep_line=keep)
+
+
+@main.command()
+@click.argument("organization")
+def key(organization: str) -> None:
+    """Make an API key for an ORGANIZATION, and the line for the server's file of keys."""
+    try:
+        secret, line = make_key(organization)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    click.echo(f"API key, shown only now:  {secret}")
+    click.echo(f"Line for --api-keys FILE: {line}")
 
 
 def _program() -> str:

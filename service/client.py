@@ -16,6 +16,7 @@ from service.contract.job import TERMINAL, JobError, JobStatus, Progress, Stored
 from service.contract.memory import MemoryLedger
 from service.contract.models import ModelFile
 from service.contract.spec import ResolvedOptions
+from service.datasets import Fault
 
 _TIMEOUT_S = 60.0
 _AWAY_S = 60.0
@@ -30,7 +31,6 @@ class ApiError(Exception):
 
     Attributes:
         code: The API's stable code, or None where there was no answer.
-        faults: What is wrong with a data file, line by line, where the server said.
     """
 
     def __init__(self, message: str, code: str | None = None) -> None:
@@ -178,5 +178,5 @@ def _check(response: httpx.Response) -> None:
         error = response.json()["error"]
     except (ValueError, KeyError, TypeError):
         raise kind(f"The server answered {response.status_code} to {response.url}.") from None
-    where = f" ({error['param']})" if error.get("param") else ""
-    raise kind(f"{error['message']}{where}", error.get("code"))
+    faults = [f"\n  {Fault.model_validate(fault)}" for fault in error.get("faults", [])]
+    raise kind("".join([error["message"], *faults]), error.get("code"))

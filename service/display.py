@@ -12,6 +12,7 @@ from rich.text import Text
 from service.client import Job
 from service.contract.job import JobStatus, StoredEvent
 from service.contract.memory import Figure, LossMemory, LossName, MemoryLedger, Saving
+from service.datasets import Fault
 from service.watch import Update
 
 LOSSES: dict[LossName, str] = {
@@ -130,7 +131,7 @@ def event_line(event: StoredEvent) -> Text:
     """A message of the job's history, with the faults it lists."""
     text = Text("  ").append(event.message, _STYLES[event.level])
     for fault in event.data.get("faults", []):
-        text.append(f"\n    line {fault['line']}: {fault['message']}", "red")
+        text.append(f"\n    {Fault.model_validate(fault)}", "red")
     return text
 
 

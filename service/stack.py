@@ -9,7 +9,6 @@ models and logs. Leaving the block, or losing this process, ends every part.
 """
 
 import fcntl
-import ipaddress
 import json
 import socket
 import sys
@@ -23,6 +22,7 @@ from typing import Self
 
 import httpx
 
+from service.auth import Keyring, check_exposure
 from service.contract.queue import make_celery
 from service.part import Part, PartFailed
 from service.redis_server import RedisServer, start_redis
@@ -116,7 +116,8 @@ class Stack:
             part.start()
 
     def _start(self) -> None:
-        _check_exposure(self._options)
+        check_exposure(self._options.host, self._options.api_keys)
+        _check_keys(self._options.api_keys)
         for folder in (self.models, self.logs, self._data / "work"):
             folder.mkdir(parents=True, exist_ok=True)
         self._lock()
@@ -212,14 +213,9 @@ class Stack:
                 worker.wait_until(all_answer, _READY_S)
 
 
-def _check_exposure(options: StackOptions) -> None:
-    """Refuse to serve the network without API keys."""
+def _check_keys(api_keys: Path | None) -> None:
+    """Find what is wrong with the file of keys before the API does, out of the user's sight."""
     try:
-        local = options.host == "localhost" or ipaddress.ip_address(options.host).is_loopback
-    except ValueError:
-        local = False
-    if not local and options.api_keys is None:
-        raise StackError(
-            f"Without API keys the server binds to loopback only, and {options.host} is not. "
-            "Make a key with `headroom key ORGANIZATION` and pass its file with --api-keys."
-        )
+        Keyring.load(api_keys)
+    except (OSError, ValueError) as error:
+        raise StackError(f"The API keys cannot be read: {error}") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.auth import ExposureError
 from service.client import Client
 from service.part import PartFailed
 from service.stack import Stack, StackError, StackOptions
@@ -97,5 +98,8 @@ def test_one_data_folder_has_one_stack(stack: Stack, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["::", "192.0.2.1", "example.org"])
 def test_the_network_is_not_served_without_keys(tmp_path: Path, host: str) -> None:
-    with pytest.raises(StackError, match="Without API keys"), Stack(StackOptions(tmp_path, host)):
+    with (
+        pytest.raises(ExposureError, match="Without API keys"),
+        Stack(StackOptions(tmp_path, host)),
+    ):
         pytest.fail("it started")
