@@ -1,0 +1,61 @@
+/* Numbers, sizes and times as people read them. */
+
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
+const NUMBER = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const DATE = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "medium" });
+const CLOCK = new Intl.DateTimeFormat("en", { timeStyle: "medium", hourCycle: "h23" });
+const AGO = [[86400, "d"], [3600, "h"], [60, "min"]];
+
+export const NAMES = {
+  full_logits: "full logits",
+  compiled_full_logits: "compiled logits",
+  chunked: "chunked",
+  cce: "cut cross-entropy",
+};
+
+/** A whole number with separators. */
+export const count = (value) => NUMBER.format(value);
+
+/** A loss. */
+export const loss = (value) => value.toFixed(value < 10 ? 4 : 2);
+
+/** A small number such as a learning rate. */
+export const small = (value) => (value && Math.abs(value) < 1e-3 ? value.toExponential(2) : value.toPrecision(3));
+
+/** How many times, for example `25.1×`. */
+export const times = (value) => `${value.toFixed(value < 100 ? 1 : 0)}×`;
+
+/** Bytes in the unit that keeps them short. */
+export function size(bytes) {
+  let unit = 0;
+  let value = bytes;
+  while (Math.abs(value) >= 1024 && unit < UNITS.length - 1) {
+    value /= 1024;
+    unit += 1;
+  }
+  return `${unit < 2 ? NUMBER.format(value) : value.toFixed(1)} ${UNITS[unit]}`;
+}
+
+/** Seconds as m:ss, or h:mm:ss. */
+export function duration(seconds) {
+  const whole = Math.max(0, Math.round(seconds));
+  const [hours, minutes, rest] = [whole / 3600, (whole / 60) % 60, whole % 60].map(Math.floor);
+  const two = (value) => String(value).padStart(2, "0");
+  return hours ? `${hours}:${two(minutes)}:${two(rest)}` : `${minutes}:${two(rest)}`;
+}
+
+/** How long ago a time in Unix seconds was. */
+export function ago(seconds) {
+  const passed = Date.now() / 1000 - seconds;
+  const [unit, name] = AGO.find(([length]) => passed >= length) ?? [1, ""];
+  return name ? `${Math.floor(passed / unit)} ${name} ago` : "just now";
+}
+
+/** A time in Unix seconds as date and time. */
+export const date = (seconds) => DATE.format(seconds * 1000);
+
+/** A time in Unix seconds as time of day. */
+export const clock = (seconds) => CLOCK.format(seconds * 1000);
+
+/** A name of the API in words. */
+export const words = (name) => name.replaceAll("_", " ");

@@ -1,0 +1,148 @@
+/* The memory ledger as bars: each loss on the job's own shapes, each figure with its origin. */
+
+import { NAMES, count, size, small, times } from "./format.js";
+import { el } from "./dom.js";
+
+const JOB_LOSS = "cce";
+// Beyond this ratio the shortest bar would be a hair on a linear scale.
+const LINEAR_UP_TO = 100;
+const MEASURES = [["loss_layer", "Loss layer alone"], ["step", "Whole training step"]];
+
+/** The ledger in `root`, with its scale chosen in the fieldset `chooser`. */
+export class LedgerView {
+  #root;
+  #chooser;
+  #job = null;
+  #shown = null;
+  #scale = null;
+
+  constructor(root, chooser) {
+    this.#root = root;
+    this.#chooser = chooser;
+    chooser.addEventListener("change", (event) => {
+      this.#scale = event.target.value;
+      this.#draw();
+    });
+  }
+
+  /** Show a job's ledger; `note` stands in its place where there is none. */
+  update(job, note) {
+    const seen = JSON.stringify([job.id, job.memory ?? note, job.receipt]);
+    if (seen === this.#shown) return;
+    this.#shown = seen;
+    this.#job = job;
+    this.#scale = null;
+    if (job.memory) this.#draw();
+    else this.#root.replaceChildren(el("p", { class: "muted" }, note));
+    this.#chooser.hidden = !job.memory;
+  }
+
+  #draw() {
+    const { memory, receipt } = this.#job;
+    const scale = this.#scale ?? fittingScale(memory.losses);
+    for (const input of this.#chooser.querySelectorAll("input")) input.checked = input.value === scale;
+    this.#root.replaceChildren(
+      savings(memory.savings),
+      ...MEASURES.map(([key, title]) => group(memory.losses, key, title, scale)).filter(Boolean),
+      el("p", { class: "muted fine" }, conditions(memory), receipt ? ` ${parity(receipt)}` : null),
+    );
+  }
+}
+
+function fittingScale(losses) {
+  const sizes = losses.map((entry) => entry.loss_layer.bytes).filter((bytes) => bytes > 0);
+  return Math.max(...sizes) / Math.min(...sizes) > LINEAR_UP_TO ? "log" : "linear";
+}
+
+/** What the job's loss saves, each time against a named baseline. */
+function savings(entries) {
+  if (!entries.length) return el("p", { class: "muted" }, "No baseline was measured.");
+  const items = entries.map((saving) =>
+    el(
+      "li",
+      {},
+      el("strong", {}, times(saving.loss_layer_ratio)),
+      ` less than ${NAMES[saving.baseline]} in the loss layer (${size(saving.loss_layer_bytes)})`,
+      saving.step_ratio ? `; the whole step ${times(saving.step_ratio)}` : null,
+    ),
+  );
+  return el("ul", { class: "savings" }, ...items);
+}
+
+function group(losses, key, title, scale) {
+  const entries = losses.filter((entry) => entry[key]);
+  if (!entries.length) return null;
+  const sizes = entries.map((entry) => entry[key].bytes);
+  const axis = makeAxis(sizes, scale);
+  const marks = axis.marks.map((bytes) => mark(bytes, axis.share(bytes)));
+  return el(
+    "div",
+    { class: "group" },
+    el("h4", {}, title),
+    el("dl", { class: "bars" }, ...entries.map((entry) => row(entry, entry[key], axis))),
+    el("ul", { class: "axis", "aria-hidden": "true" }, ...marks),
+  );
+}
+
+function row(entry, figure, axis) {
+  const bar = placed(el("span", { class: "bar", "data-origin": figure.provenance }), "width", axis.share(figure.bytes));
+  return el(
+    "div",
+    { class: entry.loss === JOB_LOSS ? "own" : "" },
+    el("dt", {}, NAMES[entry.loss]),
+    el("dd", {}, el("span", { class: "track", "aria-hidden": "true" }, bar), el("b", {}, amount(figure)), origin(figure)),
+  );
+}
+
+/** A mark under a track; those at its ends stay within it. */
+function mark(bytes, share) {
+  const place = share < 0.05 ? "start" : share > 0.95 ? "end" : "middle";
+  return placed(el("li", { "data-place": place }, size(bytes)), "left", share);
+}
+
+const amount = (figure) => (figure.provenance === "out_of_memory" ? "out of memory" : size(figure.bytes));
+
+function origin(figure) {
+  const details = {
+    measured: "measured",
+    modelled: `modelled${figure.formula ? `: ${figure.formula}` : ""}`,
+    out_of_memory: `it asked for ${size(figure.bytes)}`,
+  };
+  return el("span", { class: "origin" }, details[figure.provenance]);
+}
+
+/** Where bytes end on a track, as a share of its width, and the marks under it. */
+function makeAxis(sizes, scale) {
+  const most = Math.max(...sizes, 1);
+  if (scale === "linear") return { share: (bytes) => bytes / most, marks: [0, most / 2, most] };
+  // A log scale has no zero: it begins a power of ten under the smallest figure.
+  const low = Math.floor(Math.log10(Math.max(1, Math.min(...sizes))) - 0.5);
+  const high = Math.log10(most);
+  const share = (bytes) => Math.max(0, Math.log10(Math.max(1, bytes)) - low) / (high - low || 1);
+  const powers = [];
+  for (let power = 10; 2 ** power <= most; power += 10) powers.push(2 ** power);
+  const tens = powers.flatMap((unit) => [1, 10, 100].map((factor) => factor * unit));
+  return { share, marks: tens.filter((bytes) => bytes >= 10 ** low && bytes <= most) };
+}
+
+/** Set a length by script: a style attribute is not allowed on this page. */
+function placed(element, property, share) {
+  element.style.setProperty(property, `${(share * 100).toFixed(2)}%`);
+  return element;
+}
+
+function conditions(ledger) {
+  return (
+    `Peak bytes above weights and gradients, counted by ${ledger.method} on ${ledger.device}: ` +
+    `${count(ledger.tokens)} rows, vocabulary ${count(ledger.vocab_size)}, width ${count(ledger.hidden_size)}, ` +
+    `${ledger.dtype}, micro-batch ${ledger.micro_batch_size} of ${count(ledger.seq_length)} tokens.`
+  );
+}
+
+function parity(receipt) {
+  const errors = [receipt.hidden_grad_error, receipt.head_grad_error ?? 0];
+  return (
+    `Against fp32 on the first batch: loss ${small(receipt.loss_error)} off, ` +
+    `gradients ${small(Math.max(...errors))} off, of ${small(receipt.tolerance)} allowed.`
+  );
+}
