@@ -29,7 +29,7 @@ def _matmul_ms(case: data.Case, repeats: int) -> float:
     return elapsed
 
 
-def run_case(case: data.Case, names: list[str], repeats: int) -> list[dict]:
+def run_case(case: data.Case, names: list[str], repeats: int) -> list[report.Row]:
     """Measure every implementation on a case; the matmul is timed before each one."""
     truth = reference(case)
     others, absent = peers.implementations(case, names)

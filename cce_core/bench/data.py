@@ -62,6 +62,7 @@ def make(
     kind: str,
     n: int,
     device: torch.device,
+    *,
     seed: int = 0,
     ignored: float = 0.05,
 ) -> Case:
@@ -82,13 +83,17 @@ def make(
     return Case(shape, kind, e, c, targets.masked_fill(lost, IGNORE_INDEX), statistics)
 
 
-def _flat(shape, n, device, random):
+def _flat(
+    shape: Shape, n: int, device: torch.device, random: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     e = torch.randn(n, shape.d, generator=random, device=device)
     c = torch.randn(shape.v, shape.d, generator=random, device=device)
     return e.bfloat16(), c.mul_(0.02).bfloat16()
 
 
-def _realistic(shape, n, device, random):
+def _realistic(
+    shape: Shape, n: int, device: torch.device, random: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     candidates, strongest, decay, size = 200, 12.0, 0.45, 1.0
     v, d = shape.v, shape.d
     rank = torch.arange(v, device=device, dtype=torch.float32)
@@ -115,19 +120,23 @@ def _realistic(shape, n, device, random):
     return e.bfloat16(), c
 
 
-def _labels(e, c, softcap, random):
+def _labels(
+    e: torch.Tensor, c: torch.Tensor, softcap: float | None, random: torch.Generator
+) -> torch.Tensor:
     parts = []
-    for rows in e.split(256):
+    for rows in torch.split(e, 256):
         p = torch.softmax(logits(rows, c, softcap), 1)
         parts.append(torch.multinomial(p, 1, generator=random)[:, 0])
     return torch.cat(parts)
 
 
-def _statistics(e, c, softcap, rows: int = 1024):
+def _statistics(
+    e: torch.Tensor, c: torch.Tensor, softcap: float | None, rows: int = 1024
+) -> dict[str, float]:
     """How sparse the softmax is, over the first rows."""
     entries, mass, tiles, alive, entropy = 0.0, 0.0, 0, 0.0, 0.0
     taken = e[:rows]
-    for part in taken.split(128):
+    for part in torch.split(taken, 128):
         p = torch.softmax(logits(part, c, softcap), 1)
         over = p > 2.0**-12
         entries += over.sum().item()

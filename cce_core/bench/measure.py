@@ -1,13 +1,14 @@
 """Time, peak memory and error of one implementation on one case."""
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import cross_entropy
 
 from cce_core.bench.data import Case
+from cce_core.bench.report import Row
 
 MIB = 2**20
 
@@ -35,13 +36,13 @@ def median_ms(call: Callable[[], object], repeats: int, warmup: int = 2) -> floa
     """The median time of a call by device events, in ms, calls queued as in a training loop."""
     spans = []
     for _ in range(warmup + repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's own
         begin.record()
         call()
         end.record()
         spans.append((begin, end))
     torch.cuda.synchronize()
-    return statistics.median(begin.elapsed_time(end) for begin, end in spans[warmup:])
+    return float(statistics.median(begin.elapsed_time(end) for begin, end in spans[warmup:]))
 
 
 def peak_mib(call: Callable[[], object]) -> float:
@@ -73,10 +74,10 @@ def reference(case: Case) -> Gradients:
     de = torch.zeros(case.e.shape, device=c.device)
     dc = torch.zeros_like(c)
     total = 0.0
-    for rows in torch.arange(len(case.e), device=c.device)[kept].split(512):
+    for rows in torch.arange(len(case.e), device=c.device)[kept].split(512):  # type: ignore[no-untyped-call]  # torch's own
         e = case.e[rows].float()
         z, slope = _logits(e, c, case.shape.softcap)
-        total += F.cross_entropy(z, case.targets[rows], reduction="sum").item()
+        total += cross_entropy(z, case.targets[rows], reduction="sum").item()
         dz = torch.softmax(z, 1)
         dz[torch.arange(len(rows), device=c.device), case.targets[rows]] -= 1
         dz *= slope / count
@@ -99,18 +100,18 @@ def relative_error(got: torch.Tensor | None, expected: torch.Tensor) -> float | 
     """||got - expected|| / ||expected||, by parts, in fp32 sums of each part."""
     if got is None:
         return None
-    pairs: Iterator = zip(got.split(16384), expected.split(16384), strict=True)
     difference, norm = 0.0, 0.0
-    for part, truth in pairs:
+    for first in range(0, len(expected), 16384):
+        part, truth = got[first : first + 16384], expected[first : first + 16384]
         difference += ((part.float() - truth) ** 2).sum().item()
         norm += (truth**2).sum().item()
-    return (difference / norm) ** 0.5
+    return float((difference / norm) ** 0.5)
 
 
-def measure(case: Case, implementation: Implementation, truth: Gradients, repeats: int) -> dict:
+def measure(case: Case, implementation: Implementation, truth: Gradients, repeats: int) -> Row:
     """A row of results; times in ms, memory in MiB above the inputs."""
     loss, de, dc = implementation.both()
-    row = {
+    row: Row = {
         "shape": case.shape.name,
         "data": case.kind,
         "impl": implementation.name,

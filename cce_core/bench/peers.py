@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import cross_entropy
 
 from cce_core.bench.data import IGNORE_INDEX, Case
 from cce_core.bench.measure import Implementation
@@ -37,7 +37,7 @@ def _full_logits(case: Case) -> Loss:
         z = (e @ c.T).float()
         if cap is not None:
             z = cap * torch.tanh(z / cap)
-        return F.cross_entropy(z, targets, ignore_index=IGNORE_INDEX)
+        return cross_entropy(z, targets, ignore_index=IGNORE_INDEX)
 
     return call
 
@@ -46,7 +46,8 @@ def _cut(case: Case) -> Loss:
     from cut_cross_entropy import linear_cross_entropy  # noqa: PLC0415  an optional peer
 
     def call(e: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        return linear_cross_entropy(e, c, case.targets, softcap=case.shape.softcap)
+        value: torch.Tensor = linear_cross_entropy(e, c, case.targets, softcap=case.shape.softcap)
+        return value
 
     return call
 
@@ -59,7 +60,8 @@ def _liger(case: Case) -> Loss:
     loss = LigerFusedLinearCrossEntropyLoss(softcap=case.shape.softcap)
 
     def call(e: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        return loss(c, e, case.targets)
+        value: torch.Tensor = loss(c, e, case.targets)
+        return value
 
     return call
 

@@ -2,6 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+"""One implementation on one case; the keys are the columns of h200.json."""
 
 COLUMNS = (
     ("impl", "{}"),
@@ -18,14 +22,14 @@ COLUMNS = (
 )
 
 
-def line(row: dict) -> str:
+def line(row: Row) -> str:
     """One row as a line of the table; times also as multiples of one matmul."""
     full = row | {name + "_x": row[name + "_ms"] / row["matmul_ms"] for name in ("fw", "fwbw")}
     cells = ("-" if full[name] is None else form.format(full[name]) for name, form in COLUMNS)
     return "| " + " | ".join(cells) + " |"
 
 
-def head(rows: list[dict], statistics: dict[str, float]) -> str:
+def head(rows: list[Row], statistics: dict[str, float]) -> str:
     """A case's title, its data's statistics and the table's head."""
     first = rows[0]
     title = f"{first['shape']} (V {first['v']}, D {first['d']}), N {first['n']}, {first['data']}"
@@ -35,6 +39,6 @@ def head(rows: list[dict], statistics: dict[str, float]) -> str:
     return f"{title}: one matmul {first['matmul_ms']:.2f} ms; {numbers}\n{names}\n{rule}"
 
 
-def write(rows: list[dict], path: Path) -> None:
+def write(rows: list[Row], path: Path) -> None:
     """The rows as a JSON list, one row a line."""
     path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")

@@ -9,6 +9,10 @@ lower one in scratch, so it costs 2 N D bytes instead of 4 N D. The last slice r
 N rows, V vocabulary, D width. Offsets are 64-bit where they can pass 2**31.
 """
 
+# ruff: noqa: N803, PLR0917, D103, C901, SIM102 - Triton's language: constants are upper case,
+# pointers come by position, branches on constants do not combine. No types: its values have none.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
+
 import triton
 import triton.language as tl
 
@@ -199,7 +203,7 @@ def gradients_kernel(
             lower = row.to(tl.int64) * D
             target = tl.load(index_ptr + row, mask=here, other=0).to(tl.int64) * D
             first_col = n * BLOCK_D
-            Q: tl.constexpr = BLOCK_D // 4
+            quarter: tl.constexpr = BLOCK_D // 4
             fold(
                 a0, target, lower, here, first_col, de_ptr, de_aux_ptr, D, IS_FIRST, IS_LAST, SPLIT
             )
@@ -208,7 +212,7 @@ def gradients_kernel(
                 target,
                 lower,
                 here,
-                first_col + Q,
+                first_col + quarter,
                 de_ptr,
                 de_aux_ptr,
                 D,
@@ -221,7 +225,7 @@ def gradients_kernel(
                 target,
                 lower,
                 here,
-                first_col + 2 * Q,
+                first_col + 2 * quarter,
                 de_ptr,
                 de_aux_ptr,
                 D,
@@ -234,7 +238,7 @@ def gradients_kernel(
                 target,
                 lower,
                 here,
-                first_col + 3 * Q,
+                first_col + 3 * quarter,
                 de_ptr,
                 de_aux_ptr,
                 D,

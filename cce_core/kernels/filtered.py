@@ -1,9 +1,9 @@
 """Launch the filtered backward: few pairs exactly, the rest by their mean field.
 
 The order: count and list the kept pairs; weigh the tail and take its products; then, round by
-round, the kept pairs' logits and dC; last dE, by row. If the pairs, or one row's large entries, outgrow
-their buffers, the device asks for the exact backward, which the caller queues behind: it overwrites
-both gradients, and returns at once otherwise. The host never waits for the decision.
+round, the kept pairs' logits and dC; last dE, by row. If the pairs, or one row's large entries,
+outgrow their buffers, the device asks for the exact backward, which the caller queues behind: it
+overwrites both gradients, and returns at once otherwise. The host never waits for the decision.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from cce_core.kernels.launch import Logit, describe
 from cce_core.kernels.pairs import block_gradient_kernel, pair_logits_kernel, row_gradient_kernel
 from cce_core.kernels.plan import count_kernel, list_kernel, plan_kernel
 from cce_core.kernels.rows import Rows
+from cce_core.kernels.slices import Targets, Upstream
 from cce_core.kernels.statistics import RowStatistics
 from cce_core.kernels.tail import tail_kernel
 from cce_core.kernels.tiling import interpreted
@@ -59,36 +60,69 @@ class Round:
     pool: torch.Tensor  # (capacity, BLOCK)
 
 
-def filtered_gradients(
+@dataclass(frozen=True)
+class _Job:
+    """One filtered backward: what every step of it reads."""
+
+    rows: Rows
+    logit: Logit
+    statistics: RowStatistics
+    g_lse: torch.Tensor  # (N,) fp32, over `unit`
+    g_label: torch.Tensor  # likewise
+    unit: torch.Tensor  # () fp32, the mean |g_lse|
+    targets: Targets
+    options: Filter
+
+    @property
+    def mass(self) -> torch.Tensor:
+        """(B, N) bf16: the blocks' masses; once the pairs are listed, what they leave out."""
+        assert self.statistics.mass is not None
+        return self.statistics.mass
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """Entries of dz by row, for dE."""
+
+    found: torch.Tensor  # (N, 2) int32
+    col: torch.Tensor  # (N, K) int32
+    dz: torch.Tensor  # (N, K) bf16
+
+
+def filtered_gradients(  # noqa: PLR0917  each is one thing
     rows: Rows,
     logit: Logit,
     statistics: RowStatistics,
-    g_lse: torch.Tensor,
-    g_label: torch.Tensor,
-    *,
-    de: torch.Tensor | None,
-    dc: torch.Tensor | None,
+    upstream: Upstream,
+    targets: Targets,
     options: Filter,
 ) -> torch.Tensor:
     """Write dE and dC; return the device's decision, () int32: 1 where exact has to overwrite them.
 
     `statistics.mass` is consumed. Shapes as in `exact_gradients`; bf16 only, no bias.
     """
-    live = torch.arange(rows.e.shape[0], device=rows.e.device) < rows.count
-    g_lse, g_label = g_lse * live, g_label * live
-    unit = (g_lse.abs().sum() / rows.count.clamp(min=1)).clamp(min=1e-30)
-    upstream = (g_lse / unit, g_label / unit)
-    plan = _plan(rows, logit, statistics, upstream[0], options)
-    _filtered(rows, logit, statistics, upstream, unit, plan, de, dc, options)
+    unit = (upstream.g_lse.abs().sum() / rows.count.clamp(min=1)).clamp(min=1e-30)
+    g_lse, g_label = upstream.g_lse / unit, upstream.g_label / unit
+    job = _Job(rows, logit, statistics, g_lse, g_label, unit, targets, options)
+    plan = _plan(job)
+    weight, mean = _weigh_tail(job, plan)
+    pull = _product(job.mass, rows.e) if targets.dc is not None else mean
+    lists = _empty_lists(job)
+    for turn in _rounds(rows, logit, targets.dc):
+        _pair_logits(job, plan, turn, lists)
+        if targets.dc is not None:
+            _block_gradient(job, plan, turn, (weight, pull), targets.dc)
+    if targets.de is not None:
+        _row_gradient(job, plan, lists, mean, targets.de)
     return plan.exact
 
 
-def _plan(rows, logit, statistics, g, options):
+def _plan(job: _Job) -> Plan:
+    rows, tiles = job.rows, job.logit.tilings
     device, n = rows.e.device, rows.e.shape[0]
-    tiles = logit.tilings
-    blocks = statistics.mass.shape[0]
+    blocks = job.mass.shape[0]
     pairs = tiles.pairs.block_n
-    slots = (int(options.density * blocks * n) // pairs + blocks) * pairs
+    slots = (int(job.options.density * blocks * n) // pairs + blocks) * pairs
     plan = Plan(
         start=torch.empty(blocks + 1, dtype=torch.int32, device=device),
         exact=torch.empty((), dtype=torch.int32, device=device),
@@ -96,11 +130,11 @@ def _plan(rows, logit, statistics, g, options):
         owner=torch.empty(slots // pairs, dtype=torch.int32, device=device),
     )
     counts = torch.empty(blocks, dtype=torch.int32, device=device)
-    factor = torch.exp(statistics.ref - statistics.lse)
-    chunk = 64 if interpreted() else 1024
-    share = (statistics.mass, factor, g, rows.labels, rows.count)
-    bar = options.pair_bar
-    count_kernel[(blocks,)](*share, counts, bar, n, BLOCK=tiles.block, CHUNK=chunk)
+    factor = torch.exp(job.statistics.ref - job.statistics.lse)
+    share = (job.mass, factor, job.g_lse, rows.labels, rows.count)
+    bar = job.options.pair_bar
+    sizes = {"BLOCK": tiles.block, "CHUNK": 64 if interpreted() else 1024}
+    count_kernel[(blocks,)](*share, counts, bar, n, **sizes)
     plan_kernel[(1,)](
         counts,
         plan.start,
@@ -118,99 +152,31 @@ def _plan(rows, logit, statistics, g, options):
         plan.owner,
         bar,
         n,
-        BLOCK=tiles.block,
         PAIRS=pairs,
-        CHUNK=chunk,
+        **sizes,
     )
     return plan
 
 
-def _filtered(rows, logit, statistics, upstream, unit, plan, de, dc, options):
-    n, d = rows.e.shape
-    device = rows.e.device
-    tail = statistics.mass
-    weight, mean = _weigh_tail(rows, logit, statistics, upstream[0], plan)
-    pull = _product(tail, rows.e) if dc is not None else mean
-    found = torch.zeros((n, 2), dtype=torch.int32, device=device)
-    k = _list_length(rows, logit, statistics, options) if de is not None else options.big_entries
-    col = torch.empty((n, k), dtype=torch.int32, device=device)
-    dz = torch.empty((n, k), dtype=torch.bfloat16, device=device)
-    lists = (found, col, dz)
-    for turn in _rounds(rows, logit, dc):
-        _pair_logits(rows, logit, statistics, upstream, plan, turn, lists, tail, de, dc, options)
-        if dc is not None:
-            _block_gradient(rows, logit, plan, turn, weight, pull, unit, dc)
-    if de is not None:
-        _row_gradient(rows, logit, plan, lists, tail, mean, unit, de, options)
-
-
-def _list_length(rows, logit, statistics, options) -> int:
-    """Entries of a row's list: what the budget of scratch leaves beside everything else."""
-    if options.entries is not None:
-        return options.entries
-    n, d = rows.e.shape
-    blocks = statistics.mass.shape[0]
-    item = rows.e.element_size()
-    taken = rows.e.nbytes + statistics.mass.nbytes + 2 * blocks * d * item
-    taken += LAST_ROUND_PAIRS * logit.tilings.block * item + n * d * item // options.parts
-    taken += int(options.density * blocks * n) * 4
-    room = BYTES_PER_ROW * n - taken
-    return min(max(room // (6 * n) // 16 * 16, 2 * options.big_entries), 4096)
-
-
-def _rounds(rows: Rows, logit: Logit, dc: torch.Tensor | None) -> list[Round]:
-    """Halve what is left of the vocabulary, the unwritten half of dC being the round's pool.
-
-    The last round's pool is scratch, for every pair of its few blocks.
-    """
-    block, pairs = logit.tilings.block, logit.tilings.pairs.block_n
-    v, d = logit.c.shape
-    blocks = triton.cdiv(v, block)
-    spare = torch.empty((1, block), dtype=rows.e.dtype, device=rows.e.device)
-    if dc is None:
-        return [Round(0, blocks, spare)]
-    whole = triton.cdiv(rows.e.shape[0], pairs) * pairs
-    own = max(LAST_ROUND_PAIRS, whole)
-    rounds, first = [], 0
-    while (blocks - first) * whole > own and blocks - first > 1:
-        last = first + (blocks - first) // 2
-        space = dc[last * block :].view(-1)
-        capacity = space.numel() // block // pairs * pairs
-        if capacity < own:
-            break
-        rounds.append(Round(first, last, space[: capacity * block].view(capacity, block)))
-        first = last
-    spare = torch.empty((own, block), dtype=rows.e.dtype, device=rows.e.device)
-    step = max(own // whole, 1)
-    rounds += [Round(f, min(f + step, blocks), spare) for f in range(first, blocks, step)]
-    return rounds
-
-
-def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return torch.mm(a.to(b.dtype), b)
-
-
-def _weigh_tail(rows, logit, statistics, g, plan):
+def _weigh_tail(job: _Job, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, logit = job.rows, job.logit
     tiling = logit.tilings.tail
     block, sample = logit.tilings.block, tiling.block_v
-    n, d = rows.e.shape
-    blocks = statistics.mass.shape[0]
     picked = torch.arange(sample, device=rows.e.device) * rows.count // sample
-    weight = torch.empty(blocks * block, dtype=torch.float32, device=rows.e.device)
-    mean = torch.empty((blocks, d), dtype=rows.e.dtype, device=rows.e.device)
+    weight = torch.empty(len(job.mass) * block, dtype=torch.float32, device=rows.e.device)
     programs = logit.programs * tiling.residency
     tail_kernel[(programs,)](
         describe(logit.c, block, tiling.block_d),
         describe(rows.e[picked], sample, tiling.block_d),
         picked.to(torch.int32),
-        statistics.lse,
-        g,
-        statistics.mass,
+        job.statistics.lse,
+        job.g_lse,
+        job.mass,
         plan.exact,
         weight,
-        n,
+        rows.e.shape[0],
         logit.c.shape[0],
-        d,
+        rows.e.shape[1],
         logit.scale,
         logit.softcap or 1.0,
         HAS_CAP=logit.softcap is not None,
@@ -235,9 +201,64 @@ def _block_means(c: torch.Tensor, weight: torch.Tensor, block: int) -> torch.Ten
     return torch.cat([means[:, 0], weight[len(full) : len(c)][None] @ rest])
 
 
-def _pair_logits(rows, logit, statistics, upstream, plan, turn, lists, tail, de, dc, options):
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.mm(a.to(b.dtype), b)
+
+
+def _empty_lists(job: _Job) -> _Lists:
+    n, device = job.rows.e.shape[0], job.rows.e.device
+    k = _list_length(job) if job.targets.de is not None else job.options.big_entries
+    return _Lists(
+        torch.zeros((n, 2), dtype=torch.int32, device=device),
+        torch.empty((n, k), dtype=torch.int32, device=device),
+        torch.empty((n, k), dtype=torch.bfloat16, device=device),
+    )
+
+
+def _list_length(job: _Job) -> int:
+    """Entries of a row's list: what the budget of scratch leaves beside everything else."""
+    options = job.options
+    if options.entries is not None:
+        return options.entries
+    n, d = job.rows.e.shape
+    blocks = len(job.mass)
+    item = job.rows.e.element_size()
+    taken = job.rows.e.nbytes + job.mass.nbytes + 2 * blocks * d * item
+    taken += LAST_ROUND_PAIRS * job.logit.tilings.block * item + n * d * item // options.parts
+    taken += int(options.density * blocks * n) * 4
+    room = BYTES_PER_ROW * n - taken
+    return min(max(room // (6 * n) // 16 * 16, 2 * options.big_entries), 4096)
+
+
+def _rounds(rows: Rows, logit: Logit, dc: torch.Tensor | None) -> list[Round]:
+    """Halve what is left of the vocabulary, the unwritten half of dC being the round's pool.
+
+    The last rounds' pool is scratch, for every pair of their few blocks.
+    """
+    block, pairs = logit.tilings.block, logit.tilings.pairs.block_n
+    blocks = triton.cdiv(logit.c.shape[0], block)
+    if dc is None:
+        return [Round(0, blocks, torch.empty((1, block), dtype=rows.e.dtype, device=rows.e.device))]
+    whole = triton.cdiv(rows.e.shape[0], pairs) * pairs
+    own = max(LAST_ROUND_PAIRS, whole)
+    rounds, first = [], 0
+    while (blocks - first) * whole > own and blocks - first > 1:
+        last = first + (blocks - first) // 2
+        space = dc[last * block :].view(-1)
+        capacity = space.numel() // block // pairs * pairs
+        if capacity < own:
+            break
+        rounds.append(Round(first, last, space[: capacity * block].view(capacity, block)))
+        first = last
+    spare = torch.empty((own, block), dtype=rows.e.dtype, device=rows.e.device)
+    step = max(own // whole, 1)
+    return rounds + [Round(f, min(f + step, blocks), spare) for f in range(first, blocks, step)]
+
+
+def _pair_logits(job: _Job, plan: Plan, turn: Round, lists: _Lists) -> None:
+    rows, logit, options = job.rows, job.logit, job.options
     tiling = logit.tilings.pairs
-    d = rows.e.shape[1]
+    n, d = rows.e.shape
     programs = logit.programs * tiling.residency
     pair_logits_kernel[(programs,)](
         rows.e,
@@ -247,15 +268,18 @@ def _pair_logits(rows, logit, statistics, upstream, plan, turn, lists, tail, de,
         plan.owner,
         plan.start,
         rows.labels,
-        statistics.lse,
-        *upstream,
-        *lists,
-        tail,
+        job.statistics.lse,
+        job.g_lse,
+        job.g_label,
+        lists.found,
+        lists.col,
+        lists.dz,
+        job.mass,
         plan.exact,
-        rows.e.shape[0],
+        n,
         logit.c.shape[0],
         d,
-        lists[1].shape[1],
+        lists.col.shape[1],
         options.big_entries,
         turn.first,
         turn.last,
@@ -264,8 +288,8 @@ def _pair_logits(rows, logit, statistics, upstream, plan, turn, lists, tail, de,
         logit.scale,
         logit.softcap or 1.0,
         HAS_CAP=logit.softcap is not None,
-        WITH_POOL=dc is not None,
-        WITH_LIST=de is not None,
+        WITH_POOL=job.targets.dc is not None,
+        WITH_LIST=job.targets.de is not None,
         EVEN_D=d % tiling.block_d == 0,
         BLOCK=tiling.block_v,
         PAIRS=tiling.block_n,
@@ -277,20 +301,20 @@ def _pair_logits(rows, logit, statistics, upstream, plan, turn, lists, tail, de,
     )
 
 
-def _block_gradient(rows, logit, plan, turn, weight, pull, unit, dc):
-    tiling = logit.tilings.scatter
-    d = rows.e.shape[1]
-    block = logit.tilings.block
+def _block_gradient(
+    job: _Job, plan: Plan, turn: Round, tail: tuple[torch.Tensor, torch.Tensor], dc: torch.Tensor
+) -> None:
+    logit, d = job.logit, job.rows.e.shape[1]
+    tiling, block = logit.tilings.scatter, logit.tilings.block
     programs = logit.programs * tiling.residency
     block_gradient_kernel[(programs,)](
         describe(turn.pool, tiling.block_d, block),
-        rows.e,
+        job.rows.e,
         describe(dc, block, tiling.block_v),
         plan.pair_row,
         plan.start,
-        weight,
-        pull,
-        unit,
+        *tail,
+        job.unit,
         plan.exact,
         d,
         turn.first,
@@ -306,27 +330,30 @@ def _block_gradient(rows, logit, plan, turn, weight, pull, unit, dc):
     )
 
 
-def _row_gradient(rows, logit, plan, lists, tail, mean, unit, de, options):
-    n, d = rows.e.shape
-    step = max(triton.cdiv(n, options.parts), 256)
+def _row_gradient(
+    job: _Job, plan: Plan, lists: _Lists, mean: torch.Tensor, de: torch.Tensor
+) -> None:
+    n, d = job.rows.e.shape
+    step = max(triton.cdiv(n, job.options.parts), 256)
     block_d = min(512, triton.next_power_of_2(d))
     for first in range(0, n, step):
         part = min(step, n - first)
-        share = _product(tail[:, first : first + part].T, mean)
         row_gradient_kernel[(part, triton.cdiv(d, block_d))](
-            logit.c,
-            share,
-            *lists,
-            rows.index,
-            rows.count,
+            job.logit.c,
+            _product(job.mass[:, first : first + part].T, mean),
+            lists.found,
+            lists.col,
+            lists.dz,
+            job.rows.index,
+            job.rows.count,
             plan.exact,
-            unit,
+            job.unit,
             de,
             first,
             d,
-            lists[1].shape[1],
-            options.big_entries,
-            logit.c.stride(0),
+            lists.col.shape[1],
+            job.options.big_entries,
+            job.logit.c.stride(0),
             BATCH=16,
             BLOCK_D=block_d,
             num_warps=4,

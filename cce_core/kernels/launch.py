@@ -1,4 +1,4 @@
-"""What the launchers share: tensor descriptors, and the options of the logit as kernel arguments."""
+"""What the launchers share: tensor descriptors, and the logit's options as kernel arguments."""
 
 from dataclasses import dataclass
 
@@ -24,10 +24,12 @@ class Logit:
 
     @property
     def tilings(self) -> Tilings:
+        """The configurations of this device."""
         return tilings(self.c.device)
 
     @property
     def programs(self) -> int:
+        """Multiprocessors of this device."""
         return programs(self.c.device)
 
     @property

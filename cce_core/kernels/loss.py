@@ -14,7 +14,7 @@ from cce_core.config import LossConfig
 from cce_core.kernels.filtered import Filter, filtered_gradients
 from cce_core.kernels.launch import Logit
 from cce_core.kernels.rows import Rows, gather_rows
-from cce_core.kernels.slices import exact_gradients
+from cce_core.kernels.slices import Targets, Upstream, exact_gradients
 from cce_core.kernels.statistics import RowStatistics, row_statistics
 from cce_core.kernels.tiling import interpreted
 from cce_core.problem import Gradients, Problem, RowGrads, RowStats, Wanted
@@ -110,40 +110,28 @@ def backward(state: State, upstream: RowGrads) -> Gradients:
     def compact(values: torch.Tensor) -> torch.Tensor:
         return torch.where(counted, values[place].float(), 0.0)
 
-    g_lse, g_label = compact(upstream.lse), compact(upstream.label_logit)
-    g_mean = None if upstream.mean_logit is None else compact(upstream.mean_logit)
-    shape = (len(place), head.c.shape[1])
-    de = torch.zeros(shape, dtype=rows.e.dtype, device=place.device) if wanted.e else None
-    dc = torch.empty_like(head.c) if wanted.c else None
-    dbias = torch.empty_like(head.bias) if wanted.bias and head.bias is not None else None
-    state.exact = None if g_mean is not None else _filtered(state, g_lse, g_label, de, dc)
-    exact_gradients(
-        rows,
-        head,
+    given = Upstream(
         state.statistics.lse,
-        g_lse,
-        g_label,
-        g_mean,
-        de=de,
-        dc=dc,
-        dbias=dbias,
-        wanted=state.exact,
+        compact(upstream.lse),
+        compact(upstream.label_logit),
+        None if upstream.mean_logit is None else compact(upstream.mean_logit),
     )
-    return Gradients(de, dc, None if dbias is None else dbias.to(state.bias_dtype))
+    shape = (len(place), head.c.shape[1])
+    targets = Targets(
+        torch.zeros(shape, dtype=rows.e.dtype, device=place.device) if wanted.e else None,
+        torch.empty_like(head.c) if wanted.c else None,
+        torch.empty_like(head.bias) if wanted.bias and head.bias is not None else None,
+    )
+    state.exact = _filtered(state, given, targets)
+    exact_gradients(rows, head, given, targets, state.exact)
+    dbias = targets.dbias
+    return Gradients(targets.de, targets.dc, None if dbias is None else dbias.to(state.bias_dtype))
 
 
-def _filtered(
-    state: State,
-    g_lse: torch.Tensor,
-    g_label: torch.Tensor,
-    de: torch.Tensor | None,
-    dc: torch.Tensor | None,
-) -> torch.Tensor | None:
+def _filtered(state: State, upstream: Upstream, targets: Targets) -> torch.Tensor | None:
     """The filtered gradients, once; the masses it consumes are freed. None where not served."""
     options, statistics = state.filter, state.statistics
-    if options is None:
+    if options is None or upstream.g_mean is not None:
         return None
     state.filter, state.statistics = None, replace(statistics, mass=None)
-    return filtered_gradients(
-        state.rows, state.logit, statistics, g_lse, g_label, de=de, dc=dc, options=options
-    )
+    return filtered_gradients(state.rows, state.logit, statistics, upstream, targets, options)

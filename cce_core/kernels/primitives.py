@@ -3,6 +3,10 @@
 Letters: N rows, V vocabulary, D width; a tile is BLOCK_N rows by BLOCK_V columns.
 """
 
+# ruff: noqa: N803 - Triton's language: constants are upper case,
+# pointers come by position, branches on constants do not combine. No types: its values have none.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
+
 import triton
 import triton.language as tl
 
@@ -24,7 +28,7 @@ def grouped_tile(tile, tiles_m, tiles_n, GROUP: tl.constexpr):
 
 @triton.jit
 def dot(a, b, acc, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
-    """acc + a b in fp32; UPCAST serves the interpreter, whose 16-bit products are wrong."""
+    """Acc + a b in fp32; UPCAST serves the interpreter, whose 16-bit products are wrong."""
     if UPCAST:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
     return tl.dot(a, b, acc, input_precision=PRECISION)
@@ -32,7 +36,7 @@ def dot(a, b, acc, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def capped(x, cap):
-    """cap * tanh(x / cap) as cap - 2 cap / (exp(2 x / cap) + 1): exact to a few 1e-7 cap."""
+    """Cap * tanh(x / cap) as cap - 2 cap / (exp(2 x / cap) + 1): exact to a few 1e-7 cap."""
     return cap - 2.0 * cap / (tl.exp2(x * (2.0 * LOG2E / cap)) + 1.0)
 
 

@@ -6,6 +6,10 @@ the dot product with the label's row of C: the reference of the row's exponentia
 N rows, V vocabulary, D width.
 """
 
+# ruff: noqa: N803, PLR0917, D103 - Triton's language: constants are upper case,
+# pointers come by position, branches on constants do not combine. No types: its values have none.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
+
 from dataclasses import dataclass
 
 import torch
@@ -68,7 +72,16 @@ def rows_kernel(
     tl.store(logit_ptr + row, tl.where(used, z, 0.0))
 
 
-def gather_rows(e, c, bias, labels, *, scale, softcap, compact):
+def gather_rows(
+    e: torch.Tensor,
+    c: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    *,
+    scale: float,
+    softcap: float | None,
+    compact: bool,
+) -> Rows:
     """Bring the labelled rows together (`compact`) or take them as they stand, unlabelled too.
 
     Args:

@@ -1,5 +1,8 @@
 """Launch the exact backward, slice by slice of the vocabulary, within a bound of scratch."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 
 from cce_core.kernels.exact import dlogits_kernel, gradients_kernel
@@ -12,7 +15,9 @@ WIDEST = 16384
 STEP = 512  # a slice is whole tiles
 
 
-def vocabulary_slices(dz: torch.Tensor, dc: torch.Tensor | None, v: int):
+def vocabulary_slices(
+    dz: torch.Tensor, dc: torch.Tensor | None, v: int
+) -> Iterator[tuple[int, int, torch.Tensor]]:
     """Yield (first column, columns, (N, W) buffer for dz) over the vocabulary.
 
     The part of dC that is not written yet holds dz, so that slices are wide without scratch; the
@@ -32,71 +37,93 @@ def vocabulary_slices(dz: torch.Tensor, dc: torch.Tensor | None, v: int):
 
 
 def scratch_columns(n: int, v: int, item: int, taken: int, *, alone: bool) -> int:
-    """The width of dz's own scratch; `alone` where dC cannot lend any: what `taken` leaves."""
-    room = BYTES_PER_ROW * n - taken
-    width = room // (item * max(n, 1)) // STEP * STEP if alone else SCRATCH_COLUMNS
-    return min(max(width, SCRATCH_COLUMNS), -(-v // STEP) * STEP)
+    """The width of dz's own scratch; `alone` where dC cannot lend any: what `taken` leaves.
 
-
-def exact_gradients(rows, logit, lse, g_lse, g_label, g_mean, *, de, dc, dbias, wanted=None):
-    """Write dE, dC and dbias exactly; with `wanted`, only if it is nonzero on the device.
-
-    Args:
-        rows: the compact rows.
-        logit: the head.
-        lse: (N,) fp32, compact, as are the three upstream gradients.
-        g_lse: upstream of lse.
-        g_label: upstream of the label's logit.
-        g_mean: upstream of the mean logit, or None.
-        de: (N, D) zeroed, or None; rows land where `rows.index` says.
-        dc: (V, D), or None.
-        dbias: (V,) fp32, or None; not with `wanted`.
-        wanted: () int32 or None.
+    Narrow slices would make the launches, of which a filtered backward queues all, the bottleneck:
+    so alone it is never less than four times as wide, whatever is taken.
     """
+    room = BYTES_PER_ROW * n - taken
+    width = room // (item * max(n, 1)) // STEP * STEP if alone else 0
+    return min(max(width, (4 if alone else 1) * SCRATCH_COLUMNS), -(-v // STEP) * STEP)
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """Compact rows' log-sum-exp and the gradients of their statistics, fp32 (N,)."""
+
+    lse: torch.Tensor
+    g_lse: torch.Tensor
+    g_label: torch.Tensor
+    g_mean: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Where the gradients go; None where not wanted."""
+
+    de: torch.Tensor | None  # (N, D) zeroed; rows land where `rows.index` says
+    dc: torch.Tensor | None  # (V, D)
+    dbias: torch.Tensor | None = None  # (V,) fp32
+
+
+@dataclass(frozen=True)
+class _Slice:
+    first: int
+    columns: int
+    dz: torch.Tensor
+    aux: torch.Tensor  # dE's lower halves, or its fp32 accumulator
+    wanted: torch.Tensor | None  # () int32: zero makes every launch return at once
+
+
+def exact_gradients(
+    rows: Rows,
+    logit: Logit,
+    upstream: Upstream,
+    targets: Targets,
+    wanted: torch.Tensor | None = None,
+) -> None:
+    """Write dE, dC and dbias exactly; with `wanted`, () int32, only if the device finds it 1."""
     n, d = rows.e.shape
     v = logit.c.shape[0]
-    split = rows.e.dtype == torch.bfloat16
-    aux_type = torch.int16 if split else torch.float32
-    aux = torch.empty((n, d) if de is not None else (1, 16), dtype=aux_type, device=rows.e.device)
-    alone = dc is None or dbias is not None
-    taken = rows.e.nbytes + aux.nbytes
-    width = scratch_columns(n, v, rows.e.element_size(), taken, alone=alone)
-    make = torch.zeros if dbias is not None else torch.empty
-    scratch = make((n, width), dtype=rows.e.dtype, device=rows.e.device)
-    ask = wanted is not None
-    flag = wanted if ask else rows.count
-    lender = None if alone else dc
-    for first, columns, dz in vocabulary_slices(scratch, lender, v):
-        _dlogits(rows, logit, lse, g_lse, g_label, g_mean, dz, first, columns, flag, ask)
-        if dbias is not None:
-            dbias[first : first + columns] = dz[:, :columns].sum(0, dtype=torch.float32)
-        ends = (first == 0, first + columns == v)
-        _gradients(rows, logit, dz, de, dc, aux, first, columns, flag, ask, ends)
+    device, dtype = rows.e.device, rows.e.dtype
+    aux_type = torch.int16 if dtype == torch.bfloat16 else torch.float32
+    aux = torch.empty((n, d) if targets.de is not None else (1, 16), dtype=aux_type, device=device)
+    alone = targets.dc is None or targets.dbias is not None
+    width = scratch_columns(n, v, dtype.itemsize, rows.e.nbytes + aux.nbytes, alone=alone)
+    make = torch.zeros if targets.dbias is not None else torch.empty
+    scratch = make((n, width), dtype=dtype, device=device)
+    for first, columns, dz in vocabulary_slices(scratch, None if alone else targets.dc, v):
+        part = _Slice(first, columns, dz, aux, wanted)
+        _dlogits(rows, logit, upstream, part)
+        if targets.dbias is not None:
+            total = dz[:, :columns].sum(0, dtype=torch.float32)
+            targets.dbias[first : first + columns] = total
+        _gradients(rows, logit, targets, part)
 
 
-def _dlogits(rows, logit, lse, g_lse, g_label, g_mean, dz, first, columns, flag, ask):
+def _dlogits(rows: Rows, logit: Logit, upstream: Upstream, part: _Slice) -> None:
     tiling = logit.tilings.slices
     programs = logit.programs * tiling.residency
     dlogits_kernel[(programs,)](
         describe(rows.e, tiling.block_n, tiling.block_d),
         describe(logit.c, tiling.block_v, tiling.block_d),
-        describe(dz, tiling.block_n, tiling.block_v // 2),
-        logit.bias if logit.bias is not None else lse,
+        describe(part.dz, tiling.block_n, tiling.block_v // 2),
+        logit.bias if logit.bias is not None else upstream.lse,
         rows.labels,
-        lse,
-        g_lse,
-        g_label,
-        g_mean if g_mean is not None else lse,
+        upstream.lse,
+        upstream.g_lse,
+        upstream.g_label,
+        upstream.g_mean if upstream.g_mean is not None else upstream.lse,
         rows.count,
-        flag,
-        first,
-        columns,
+        part.wanted if part.wanted is not None else rows.count,
+        part.first,
+        part.columns,
         logit.c.shape[0],
         rows.e.shape[1],
         logit.scale,
         logit.softcap or 1.0,
-        HAS_MEAN=g_mean is not None,
-        ASK=ask,
+        HAS_MEAN=upstream.g_mean is not None,
+        ASK=part.wanted is not None,
         PROGRAMS=programs,
         **logit.post(),
         **logit.common(),
@@ -104,31 +131,31 @@ def _dlogits(rows, logit, lse, g_lse, g_label, g_mean, dz, first, columns, flag,
     )
 
 
-def _gradients(rows, logit, dz, de, dc, aux, first, columns, flag, ask, ends):
+def _gradients(rows: Rows, logit: Logit, targets: Targets, part: _Slice) -> None:
     tiling = logit.tilings.gradients
     m, d, k = tiling.block_n, tiling.block_v, tiling.block_d
-    split = aux.dtype == torch.int16
-    target = de if de is not None else aux
+    split = part.aux.dtype == torch.int16
+    de = targets.de if targets.de is not None else part.aux
     gradients_kernel[(logit.programs,)](
-        describe(dz, m, k),
-        describe(dz, k, m),
+        describe(part.dz, m, k),
+        describe(part.dz, k, m),
         describe(rows.e, k, d),
         describe(logit.c, k, d),
-        describe(dc if dc is not None else logit.c, m, d),
-        target.view(torch.int16) if split else target,
-        aux,
+        describe(targets.dc if targets.dc is not None else logit.c, m, d),
+        de.view(torch.int16) if split else de,
+        part.aux,
         rows.index,
         rows.count,
-        flag,
-        first,
-        columns,
+        part.wanted if part.wanted is not None else rows.count,
+        part.first,
+        part.columns,
         rows.e.shape[1],
-        IS_FIRST=ends[0],
-        IS_LAST=ends[1],
+        IS_FIRST=part.first == 0,
+        IS_LAST=part.first + part.columns == logit.c.shape[0],
         SPLIT=split,
-        WITH_DE=de is not None,
-        WITH_DC=dc is not None,
-        ASK=ask,
+        WITH_DE=targets.de is not None,
+        WITH_DC=targets.dc is not None,
+        ASK=part.wanted is not None,
         BLOCK_M=m,
         BLOCK_D=d,
         BLOCK_K=k,

@@ -26,7 +26,9 @@ class RowStatistics:
     mass: torch.Tensor | None  # (ceil(V / block), N) bf16, relative to ref
 
 
-def row_statistics(rows: Rows, logit: Logit, *, mean: bool, entropy: bool, mass: bool):
+def row_statistics(
+    rows: Rows, logit: Logit, *, mean: bool, entropy: bool, mass: bool
+) -> RowStatistics:
     """Run the forward over every tile once (twice where a row's reference was out of reach)."""
     n = rows.e.shape[0]
     v = logit.c.shape[0]

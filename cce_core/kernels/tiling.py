@@ -63,8 +63,8 @@ AMPERE = Tilings(
     logits=Tiling(128, 128, 32, 16, 8, 3, flatten=False),
     slices=Tiling(128, 128, 32, 16, 8, 3, flatten=False),
     gradients=Tiling(128, 128, 32, 16, 8, 3, flatten=False),
-    pairs=Tiling(64, 128, 32, 1, 4, 3, flatten=False, residency=2),
-    scatter=Tiling(128, 128, 32, 1, 8, 2, flatten=False),
+    pairs=Tiling(64, 128, 32, 1, 8, 3, flatten=False),
+    scatter=Tiling(128, 64, 32, 1, 8, 2, flatten=False),
     tail=Tiling(128, 128, 32, 1, 8, 3, flatten=False),
     block=128,
 )

@@ -1,0 +1,144 @@
+"""Compile every shipped configuration for one architecture, without a GPU; print the spills.
+
+A program of its own, since Triton must not be in its interpreter here. Each line of its output is
+`kernel configuration spilled-bytes`.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from cce_core.kernels import exact, forward, pairs, plan, rows, tail, tiling
+
+INTEGERS = {
+    "rows_ptr", "redo_ptr", "wanted_ptr", "index_ptr", "pair_row_ptr", "owner_ptr", "start_ptr",
+    "found_ptr", "entry_col_ptr", "exact_ptr", "sample_row_ptr", "count_ptr",
+}  # fmt: skip
+HALVES = {
+    "mass_ptr", "tail_ptr", "entry_dz_ptr", "e_ptr", "c_ptr", "out_ptr", "pull_ptr", "de_ptr",
+}  # fmt: skip
+SPLIT = {"de_ptr": "*i16", "de_aux_ptr": "*i16"}
+COMMON = {"UPCAST": False, "PRECISION": "ieee", "PROGRAMS": 132}
+
+
+def kind(name: str, boxes: dict, special: dict) -> str:
+    if name in boxes:
+        return "tensordesc<bf16[{}, {}]>".format(*boxes[name]).replace(", ", ",")
+    known = dict.fromkeys(INTEGERS, "*i32") | dict.fromkeys(HALVES, "*bf16")
+    known |= dict.fromkeys(("scale", "cap", "bar"), "fp32") | {"label_ptr": "*i64"} | special
+    return known.get(name, "*fp32" if name.endswith("_ptr") else "i32")
+
+
+def configurations(tiles: tiling.Tilings):
+    """(kernel, boxes of descriptors, special types, constants, warps, stages), all of them."""
+    t = tiles.logits
+    post = {"HAS_BIAS": False, "HAS_MEAN": False}
+    rest = {"WITH_MEAN": False, "WITH_ENTROPY": False, "HAS_BIAS": False, "BLOCK": tiles.block}
+    for cap in (False, True):
+        block = {"BLOCK_N": t.block_n, "BLOCK_V": t.block_v, "BLOCK_D": t.block_d, "GROUP": t.group}
+        boxes = {"e_desc": (t.block_n, t.block_d), "c_desc": (t.block_v, t.block_d)}
+        for mass in (False, True):
+            more = {"HAS_CAP": cap, "WITH_MASS": mass, "REDO": True, "FLATTEN": t.flatten}
+            constants = COMMON | rest | block | more
+            yield forward.forward_kernel, boxes, {}, constants, t.warps, t.stages
+        s = tiles.slices
+        block = {"BLOCK_N": s.block_n, "BLOCK_V": s.block_v, "BLOCK_D": s.block_d, "GROUP": s.group}
+        boxes = {
+            "e_desc": (s.block_n, s.block_d),
+            "c_desc": (s.block_v, s.block_d),
+            "out_desc": (s.block_n, s.block_v // 2),
+        }
+        constants = COMMON | post | block | {"HAS_CAP": cap, "ASK": True, "FLATTEN": s.flatten}
+        yield exact.dlogits_kernel, boxes, {}, constants, s.warps, s.stages
+        p = tiles.pairs
+        boxes = {"c_desc": (p.block_v, p.block_d), "pool_desc": (p.block_n, p.block_v // 4)}
+        constants = COMMON | {
+            "HAS_CAP": cap, "WITH_POOL": True, "WITH_LIST": True, "EVEN_D": True,
+            "BLOCK": p.block_v, "PAIRS": p.block_n, "BLOCK_D": p.block_d,
+        }  # fmt: skip
+        yield pairs.pair_logits_kernel, boxes, {}, constants, p.warps, p.stages
+        w = tiles.tail
+        boxes = {"c_desc": (tiles.block, w.block_d), "sample_desc": (w.block_v, w.block_d)}
+        constants = COMMON | {
+            "HAS_CAP": cap, "SAMPLE": w.block_v, "BLOCK": tiles.block, "BLOCK_D": w.block_d,
+        }  # fmt: skip
+        yield tail.tail_kernel, boxes, {}, constants, w.warps, w.stages
+    g = tiles.gradients
+    boxes = {
+        "dz_rows_desc": (g.block_n, g.block_d),
+        "dz_cols_desc": (g.block_d, g.block_n),
+        "e_desc": (g.block_d, g.block_v),
+        "c_desc": (g.block_d, g.block_v),
+        "dc_desc": (g.block_n, g.block_v),
+    }
+    for first, last in ((True, False), (False, False), (False, True)):
+        constants = COMMON | {
+            "IS_FIRST": first, "IS_LAST": last, "SPLIT": True, "WITH_DE": True, "WITH_DC": True,
+            "ASK": True, "BLOCK_M": g.block_n, "BLOCK_D": g.block_v, "BLOCK_K": g.block_d,
+            "GROUP": g.group,
+        }  # fmt: skip
+        yield exact.gradients_kernel, boxes, SPLIT, constants, g.warps, g.stages
+    c = tiles.scatter
+    boxes = {"pool_desc": (c.block_d, tiles.block), "dc_desc": (tiles.block, c.block_v)}
+    constants = COMMON | {
+        "EVEN_D": True, "BLOCK": tiles.block, "BLOCK_D": c.block_v, "BLOCK_K": c.block_d,
+    }  # fmt: skip
+    yield pairs.block_gradient_kernel, boxes, {}, constants, c.warps, c.stages
+    yield pairs.row_gradient_kernel, {}, {}, {"BATCH": 16, "BLOCK_D": 512}, 4, 3
+    block = {"BLOCK": tiles.block, "PAIRS": tiles.pairs.block_n, "CHUNK": 1024}
+    yield plan.count_kernel, {}, {}, {k: block[k] for k in ("BLOCK", "CHUNK")}, 4, 3
+    yield plan.list_kernel, {}, {}, block, 4, 3
+    yield plan.plan_kernel, {}, {}, {"PAIRS": block["PAIRS"], "SIZE": 4096}, 4, 3
+    constants = {"HAS_BIAS": False, "HAS_CAP": True, "COPY": True, "BLOCK_D": 1024}
+    yield rows.rows_kernel, {}, {}, constants, 4, 3
+
+
+def compiled(configuration, architecture: int):
+    """The kernel as the launcher compiles it, sizes and addresses being multiples of 16."""
+    kernel, boxes, special, constants, warps, stages = configuration
+    names = [parameter.name for parameter in kernel.params]
+    signature = {
+        name: "constexpr" if name in constants else kind(name, boxes, special) for name in names
+    }
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if signature[name].startswith("*") or name in {"N", "V", "D", "K", "c_stride", "e_stride"}
+    }
+    fixed = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=aligned)
+    target = GPUTarget("cuda", architecture, 32)
+    return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
+
+
+def stack_bytes(cubin: bytes) -> int:
+    """The stack frame of a kernel, which holds its spills."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    return int(re.search(r"STACK:(\d+)", usage).group(1))
+
+
+def main() -> None:
+    architecture = int(sys.argv[1])
+    tiles = tiling.HOPPER if architecture >= 90 else tiling.AMPERE
+    for configuration in configurations(tiles):
+        kernel, constants = configuration[0], configuration[3]
+        made = compiled(configuration, architecture)
+        flags = [name for name, value in constants.items() if value is True]
+        spilled = stack_bytes(made.asm["cubin"])
+        sys.stdout.write(f"{kernel.__name__} {','.join(flags) or '-'} {spilled}\n")
+
+
+if __name__ == "__main__":
+    main()
