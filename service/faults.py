@@ -1,0 +1,101 @@
+"""What is wrong with a value, and where in it: pydantic's errors as paths and reasons."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic_core import ErrorDetails
+
+Loc = Sequence[int | str]
+_SHOWN_CHARS = 60
+_SHOWN_TYPES = (str, int, float, bool, type(None))
+_REASONS = {
+    "extra_forbidden": "Unknown field",
+    "missing": "Field required",
+    "model_attributes_type": "Expected a JSON object",
+}
+
+
+@dataclass
+class FieldFault:
+    """All that is wrong with one field.
+
+    Attributes:
+        path: Of the form `messages[2].content`; empty for the value itself.
+        kind: Pydantic's type of the first error, for example `missing`.
+        reasons: What is expected, one for each alternative.
+    """
+
+    path: str
+    kind: str
+    got: str = ""
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def message(self) -> str:
+        """What is expected, and what was got."""
+        return " or ".join(self.reasons) + self.got
+
+
+def field_faults(errors: Sequence[ErrorDetails], value: object) -> list[FieldFault]:
+    """Group errors by field, and drop what only says that another alternative did not fit either.
+
+    Args:
+        errors: Of the validation of `value`.
+        value: What was validated.
+    """
+    found: dict[tuple[int | str, ...], FieldFault] = {}
+    for error in errors:
+        place = _place(error, value)
+        fault = found.setdefault(place, FieldFault(path_text(place), error["type"], _got(error)))
+        if (reason := _reason(error)) not in fault.reasons:
+            fault.reasons.append(reason)
+    return [fault for place, fault in found.items() if not _has_deeper(place, found)]
+
+
+def path_text(place: Loc) -> str:
+    """`("messages", 2, "content")` as `messages[2].content`."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in place]
+    return "".join(parts).removeprefix(".")
+
+
+def _place(error: ErrorDetails, value: Any) -> tuple[int | str, ...]:
+    """An error's location without pydantic's own marks: only what leads into the value."""
+    place: list[int | str] = []
+    *parts, last = error["loc"] or ("",)
+    for part in parts:
+        if _leads_on(value, part):
+            place.append(part)
+            value = value[part]
+    if error["type"] == "missing" or _leads_on(value, last):
+        place.append(last)
+    return tuple(place)
+
+
+def _leads_on(value: object, part: int | str) -> bool:
+    if isinstance(value, Mapping):
+        return part in value
+    return isinstance(value, list) and isinstance(part, int) and part < len(value)
+
+
+def _has_deeper(place: tuple[int | str, ...], others: dict[tuple[int | str, ...], Any]) -> bool:
+    """Whether a fault lies inside the field at `place`; it then says more than the field's own."""
+    return any(len(other) > len(place) and other[: len(place)] == place for other in others)
+
+
+def _reason(error: ErrorDetails) -> str:
+    if error["type"] == "json_invalid":
+        return f"It is not JSON: {error['ctx']['error']}"
+    if error["type"] == "model_attributes_type" and not error["loc"]:
+        return "Expected a JSON object, sent as application/json"
+    return _REASONS.get(error["type"]) or error["msg"].removeprefix("Value error, ").rstrip(".")
+
+
+def _got(error: ErrorDetails) -> str:
+    """The value at fault, where it is short and tells more than the reason."""
+    value = error.get("input")
+    if error["type"] in {"missing", "extra_forbidden", "value_error"}:
+        return ""
+    if not isinstance(value, _SHOWN_TYPES) or len(shown := repr(value)) > _SHOWN_CHARS:
+        return ""
+    return f"; got {shown}"
