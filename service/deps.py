@@ -1,0 +1,81 @@
+"""What the routes depend on: the services of the running app, and who is calling.
+
+Dependencies are `async` although they wait for nothing: plain functions would each cost a thread.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from redis import Redis
+
+from service.auth import Keyring
+from service.contract.connection import connect
+from service.contract.events import Events
+from service.contract.files import Files
+from service.contract.models import BaseModels, Models
+from service.contract.queue import Queue, make_celery
+from service.contract.storage import Storage
+from service.contract.store import Store
+from service.settings import ServiceSettings
+
+# A caller is told within seconds that Redis is away; it would rather try again than wait.
+_REDIS_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True)
+class Services:
+    """All that a use case may need; made once, shared by every request."""
+
+    settings: ServiceSettings
+    redis: Redis
+    store: Store
+    events: Events
+    files: Files
+    models: Models
+    base_models: BaseModels
+    storage: Storage
+    queue: Queue
+    keyring: Keyring
+
+
+@contextmanager
+def open_services(settings: ServiceSettings) -> Iterator[Services]:
+    """Open what the app works with; Redis need not be there yet."""
+    redis = connect(settings, _REDIS_TIMEOUT_S)
+    with redis, make_celery(settings) as celery:
+        yield Services(
+            settings=settings,
+            redis=redis,
+            store=Store(redis, lease_s=settings.lease_s),
+            events=Events(redis, settings.event_cap),
+            files=Files(redis),
+            models=Models(redis),
+            base_models=BaseModels(settings),
+            storage=Storage(settings.storage_url),
+            queue=Queue(celery, redis),
+            keyring=Keyring.load(settings.api_keys_file),
+        )
+
+
+async def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]
+
+_BEARER = HTTPBearer(auto_error=False, description="Not needed where no API keys are in use.")
+
+
+async def _organization(
+    services: ServicesDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+) -> str:
+    return services.keyring.organization(credentials.credentials if credentials else None)
+
+
+Organization = Annotated[str, Depends(_organization)]

@@ -1,0 +1,141 @@
+"""The use cases of fine-tuning jobs: create one, look at it, cancel it."""
+
+import hashlib
+import logging
+import secrets
+import time
+
+from service.contract.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from service.contract.job import Event, JobRecord, new_id
+from service.contract.queue import VALIDATE
+from service.contract.records import PREFIX
+from service.contract.spec import JobSpec
+from service.deps import Services
+from service.job_request import JobCreate
+from service.schemas import Job
+
+_LOG = logging.getLogger(__name__)
+_KEY_FRESH_S = 24 * 3600
+
+
+def create(
+    services: Services, org: str, request: JobCreate, idempotency_key: str | None
+) -> tuple[Job, bool]:
+    """Record a job and ask for its validation; a repeated request gets the job of the first.
+
+    A request is repeated where it has the same `Idempotency-Key` within a day, or, since clients
+    replay without one, the same body within the deduplication window while the job goes on.
+
+    Returns:
+        The job, and whether this request made it.
+
+    Raises:
+        InvalidRequest: The model, a file or a combination of options is wrong.
+        Conflict: The key came before with another body.
+        Unavailable: Redis does not answer.
+    """
+    spec = request.spec(seed=secrets.randbelow(2**31))
+    _check(services, org, spec)
+    record = JobRecord(id=new_id(PREFIX), org=org, created_at=int(time.time()), spec=spec)
+    stands, is_new = services.store.create(
+        record,
+        dedupe_key=_dedupe_key(request, idempotency_key),
+        dedupe_s=_KEY_FRESH_S if idempotency_key else services.settings.dedupe_window_s,
+        event=Event(message=f"Created fine-tuning job: {record.id}"),
+        also_ended=idempotency_key is not None,
+    )
+    if is_new:
+        _enqueue(services, stands.id)
+    elif stands.spec != request.spec(seed=stands.spec.seed):
+        raise Conflict(
+            f"This Idempotency-Key made job {stands.id} from another body.",
+            code="idempotency_key_reused",
+        )
+    return view(services, stands), is_new
+
+
+def get(services: Services, org: str, job_id: str) -> Job:
+    """A job of `org` as it stands."""
+    return view(services, services.store.get(job_id, org))
+
+
+def cancel(services: Services, org: str, job_id: str) -> Job:
+    """Ask for a job to end; one that no worker holds has ended on return.
+
+    Raises:
+        NotFound: No such job, or another organization's.
+        Conflict: It has ended already.
+    """
+    services.store.version(job_id, org)  # raises where it is not the caller's
+    return view(services, services.store.request_cancel(job_id))
+
+
+def view(services: Services, record: JobRecord) -> Job:
+    """A record as the API shows it; who is waiting costs a look into the queue."""
+    waits = record.status == "queued"
+    return Job.of(record, services.store.queue_position(record.id) if waits else None)
+
+
+def views(services: Services, records: list[JobRecord]) -> list[Job]:
+    """Several records, for one look into the queue."""
+    positions = services.store.queue_positions([record.id for record in records])
+    return [Job.of(*pair) for pair in zip(records, positions, strict=True)]
+
+
+def _check(services: Services, org: str, spec: JobSpec) -> None:
+    """Refuse what cannot become a run, before anything is recorded."""
+    _check_model(services, org, spec.model)
+    _check_file(services, org, "training_file", spec.training_file)
+    if spec.validation_file is not None:
+        _check_file(services, org, "validation_file", spec.validation_file)
+    batch, steps = spec.hyperparameters.batch_size, spec.options.gradient_accumulation_steps
+    if batch != "auto" and steps != "auto" and batch % steps:
+        raise InvalidRequest(
+            f"gradient_accumulation_steps is {steps}; expected a divisor of batch_size, {batch}.",
+            code="invalid_value",
+            param="gradient_accumulation_steps",
+        )
+
+
+def _check_model(services: Services, org: str, name: str) -> None:
+    if services.base_models.source(name) is not None:
+        return
+    try:
+        services.models.get(org, name)
+    except NotFound as error:
+        known = ", ".join(services.base_models.names()) or "none in a folder"
+        raise InvalidRequest(
+            f"Model {name!r} is neither a base model that may be fine-tuned ({known}) nor a "
+            "fine-tuned model of yours. GET /v1/models lists both.",
+            code="model_not_found",
+            param="model",
+        ) from error
+
+
+def _check_file(services: Services, org: str, param: str, file_id: str) -> None:
+    try:
+        file = services.files.get(org, file_id)
+    except NotFound as error:
+        raise InvalidRequest(error.message, code="file_not_found", param=param) from error
+    if file.purpose != "fine-tune" or file.format is None:
+        raise InvalidRequest(
+            f"File {file_id} has the purpose {file.purpose!r}; expected 'fine-tune'.",
+            code="invalid_file_purpose",
+            param=param,
+        )
+
+
+def _dedupe_key(request: JobCreate, idempotency_key: str | None) -> str:
+    """What two requests for the same job have in common; hashed, whatever a caller sends."""
+    kind, text = ("body", request.model_dump_json())
+    if idempotency_key is not None:
+        kind, text = ("key", idempotency_key)
+    return f"{kind}:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _enqueue(services: Services, job_id: str) -> None:
+    """Send the job's message; where that fails, the job stands, and the reaper will send it."""
+    try:
+        services.queue.send(job_id, VALIDATE)
+    except Unavailable as error:
+        _LOG.warning("Job %s is left to the reaper: %s", job_id, error)
