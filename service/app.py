@@ -1,0 +1,65 @@
+"""Assemble the HTTP application: routes, errors, limits, and the life of what they work with."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+
+from service import problems
+from service.dashboard import routes as dashboard
+from service.deps import open_services
+from service.middleware import BodyLimit, RequestIds
+from service.routes import files, fine_tuning, health, models
+from service.settings import ServiceSettings
+
+# What a multipart body has beside the file itself.
+_FORM_BYTES = 64 * 1024
+_DESCRIPTION = """
+Fine-tuning as a service, in the wire format of OpenAI's API: point `OPENAI_BASE_URL` of an
+unchanged client at `/v1`. Fields marked as extensions are Headroom's own. Every error, on every
+route, has the body `{"error": {"message", "type", "param", "code"}}` and an `x-request-id`.
+"""
+
+
+def create_app(settings: ServiceSettings) -> FastAPI:
+    """The application; it opens Redis and the rest when it starts, and closes them when it ends."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with open_services(settings) as services:
+            app.state.services = services
+            yield
+
+    app = FastAPI(
+        title="Headroom",
+        version=version("headroom"),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    for routes in (files, fine_tuning, models, health, dashboard):
+        app.include_router(routes.router)
+    problems.install(app)
+    app.add_middleware(BodyLimit, limit=lambda path: _body_limit(settings, path))
+    app.add_middleware(RequestIds)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign] # FastAPI's documented way
+    return app
+
+
+def _body_limit(settings: ServiceSettings, path: str) -> int:
+    if path == files.PATH:
+        return settings.max_file_bytes + _FORM_BYTES
+    return settings.max_body_bytes
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The schema, less the 422 that FastAPI declares on its own: here such faults are 400."""
+    schema = FastAPI.openapi(app)
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        schema["components"]["schemas"].pop(name, None)
+    return schema

@@ -1,0 +1,96 @@
+"""/v1/files: training data in, results out."""
+
+from typing import Annotated, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Form, Query, UploadFile
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from service import artefacts
+from service.contract.spec import Purpose
+from service.deps import Organization, ServicesDep
+from service.problems import ERROR_RESPONSES
+from service.schemas import Deleted, File, Listing
+
+PATH = "/v1/files"
+router = APIRouter(prefix=PATH, tags=["Files"], responses=ERROR_RESPONSES)
+
+_HOUR_S, _DAY_S = 3600, 86_400
+
+
+class FileCreate(BaseModel):
+    """The form of an upload."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: UploadFile = Field(
+        description="JSON lines in UTF-8, of one format: "
+        '`{"messages": [...]}`, or `{"text": "..."}`.'
+    )
+    purpose: Literal["fine-tune"]
+    anchor: Literal["created_at"] | None = Field(None, alias="expires_after[anchor]")
+    seconds: Annotated[int, Field(ge=_HOUR_S, le=30 * _DAY_S)] | None = Field(
+        None, alias="expires_after[seconds]", description="From one hour to thirty days."
+    )
+
+    @model_validator(mode="after")
+    def _anchor_with_seconds(self) -> "FileCreate":
+        if (self.anchor is None) != (self.seconds is None):
+            raise ValueError("expires_after needs both its anchor and its seconds")
+        return self
+
+
+@router.post("")
+def upload_file(
+    form: Annotated[FileCreate, Form()], org: Organization, services: ServicesDep
+) -> File:
+    """Upload a training file; every structural fault is found here, before any job.
+
+    A faulty file is refused with the code `invalid_training_file`: `error.faults` lists the first
+    100 faults with line, path and message, and `error.fault_count` says how many there are.
+    """
+    name = form.file.filename or "upload.jsonl"
+    return File.of(artefacts.upload(services, org, form.file.file, name, form.seconds))
+
+
+@router.get("")
+def list_files(
+    *,
+    org: Organization,
+    services: ServicesDep,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Literal["asc", "desc"] = "desc",
+    purpose: Purpose | None = None,
+) -> Listing[File]:
+    """Files, in order of creation."""
+    page = services.files.page(
+        org, after=after, limit=limit, purpose=purpose, ascending=order == "asc"
+    )
+    return Listing.of([File.of(record) for record in page.items], has_more=page.has_more)
+
+
+@router.get("/{file_id}")
+def get_file(file_id: str, org: Organization, services: ServicesDep) -> File:
+    """What is known of a file."""
+    return File.of(services.files.get(org, file_id))
+
+
+@router.get("/{file_id}/content", response_class=StreamingResponse)
+def get_file_content(file_id: str, org: Organization, services: ServicesDep) -> StreamingResponse:
+    """The bytes of a file."""
+    record = services.files.get(org, file_id)
+    headers = {
+        "Content-Length": str(record.bytes),
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(record.filename, safe='')}",
+    }
+    stream = artefacts.stream_file(services, record)
+    return StreamingResponse(stream, media_type="application/octet-stream", headers=headers)
+
+
+@router.delete("/{file_id}")
+def delete_file(file_id: str, org: Organization, services: ServicesDep) -> Deleted:
+    """Delete a file that no unfinished job needs."""
+    artefacts.delete_file(services, org, file_id)
+    return Deleted(id=file_id, object="file")

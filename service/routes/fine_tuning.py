@@ -1,0 +1,157 @@
+"""/v1/fine_tuning/jobs: submit a job, follow it, cancel it."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+
+from service import jobs
+from service.contract.errors import InvalidRequest
+from service.contract.index import check_cursor
+from service.contract.job import TERMINAL
+from service.deps import Organization, ServicesDep
+from service.job_request import JobCreate
+from service.problems import ERROR_RESPONSES
+from service.schemas import Job, JobCheckpoint, JobEvent, Listing, MetricPoint
+
+PATH = "/v1/fine_tuning/jobs"
+router = APIRouter(prefix=PATH, tags=["Fine-tuning"], responses=ERROR_RESPONSES)
+
+# How long a poller may well wait until a running job has news.
+_POLL_S = 1
+_CHECKPOINT = "ftckpt_"
+_METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+_METADATA_DOC: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "metadata",
+            "in": "query",
+            "description": "`metadata[k]=v`: only jobs that have all of these pairs.",
+            "style": "deepObject",
+            "explode": True,
+            "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+        }
+    ]
+}
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+async def _metadata(request: Request) -> dict[str, str]:
+    """The pairs of the filter, which come as `metadata[k]=v`."""
+    if "metadata" in request.query_params:
+        raise InvalidRequest(
+            "metadata is one value; expected pairs, as metadata[k]=v.",
+            code="invalid_value",
+            param="metadata",
+        )
+    matches = [(_METADATA.fullmatch(name), value) for name, value in request.query_params.items()]
+    return {match[1]: value for match, value in matches if match}
+
+
+@router.post("", status_code=201)
+def create_job(
+    body: JobCreate,
+    org: Organization,
+    services: ServicesDep,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+) -> Job:
+    """Create a fine-tuning job; `Location` says where to follow it.
+
+    A repeated request is answered with the first one's job and status 200: the same
+    `Idempotency-Key` within a day, or without one the same body within two minutes.
+    """
+    job, is_new = jobs.create(services, org, body, idempotency_key)
+    response.headers["Location"] = f"{PATH}/{job.id}"
+    response.status_code = 201 if is_new else 200
+    return job
+
+
+@router.get("", openapi_extra=_METADATA_DOC)
+def list_jobs(
+    org: Organization,
+    services: ServicesDep,
+    metadata: Annotated[dict[str, str], Depends(_metadata)],
+    after: str | None = None,
+    limit: Limit = 20,
+) -> Listing[Job]:
+    """Jobs, newest first."""
+    page = services.store.page(org, after=after, limit=limit, metadata=metadata)
+    return Listing.of(jobs.views(services, page.items), has_more=page.has_more)
+
+
+@router.get("/{job_id}", response_model=Job, responses={304: {"description": "Nothing is new."}})
+def get_job(
+    job_id: str,
+    org: Organization,
+    services: ServicesDep,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """A job as it stands. Poll with `If-None-Match`: 304 costs next to nothing."""
+    # Before the job: should it change in between, the tag is the older, and a poller asks again.
+    etag = f'W/"{services.store.version(job_id, org)}"'
+    if etag in {tag.strip() for tag in (if_none_match or "").split(",")}:
+        return Response(status_code=304, headers={"ETag": etag, **_wait(ended=False)})
+    job = jobs.get(services, org, job_id)
+    headers = {"ETag": etag, **_wait(ended=job.status in TERMINAL)}
+    return Response(job.model_dump_json(), media_type="application/json", headers=headers)
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(job_id: str, org: Organization, services: ServicesDep) -> Job:
+    """Cancel a job; a running one ends within seconds, see `cancel_requested`."""
+    return jobs.cancel(services, org, job_id)
+
+
+@router.get("/{job_id}/events")
+def list_events(
+    *,
+    job_id: str,
+    org: Organization,
+    services: ServicesDep,
+    after: str | None = None,
+    limit: Limit = 20,
+    order: Annotated[
+        Literal["asc", "desc"],
+        Query(description="Extension: `asc`, oldest first, for followers."),
+    ] = "desc",
+) -> Listing[JobEvent]:
+    """A job's history, newest first; with `order=asc`, `after` is the last event already seen."""
+    services.store.version(job_id, org)
+    read = services.events.page if order == "desc" else services.events.since
+    page = read(job_id, after=after, limit=limit)
+    return Listing.of([JobEvent.of(event) for event in page.items], has_more=page.has_more)
+
+
+@router.get("/{job_id}/metrics")
+def list_metrics(
+    job_id: str,
+    org: Organization,
+    services: ServicesDep,
+    resolution: Annotated[int, Query(ge=2, le=5000, description="The most points.")] = 300,
+) -> Listing[MetricPoint]:
+    """Extension: the loss curve, oldest first, thinned evenly; the newest point is always there."""
+    services.store.version(job_id, org)
+    points = services.events.metrics(job_id, resolution)
+    return Listing.of([MetricPoint.of(event) for event in points])
+
+
+@router.get("/{job_id}/checkpoints")
+def list_checkpoints(
+    job_id: str,
+    org: Organization,
+    services: ServicesDep,
+    after: str | None = None,
+    limit: Limit = 10,
+) -> Listing[JobCheckpoint]:
+    """A job's checkpoints, newest first; older ones than the last few are not kept."""
+    services.store.version(job_id, org)
+    check_cursor(after, _CHECKPOINT)
+    # Ids are in order of creation: a cursor holds although its checkpoint is gone.
+    found = [each for each in services.store.checkpoints(job_id) if not after or each.id < after]
+    data = [JobCheckpoint.of(job_id, each) for each in found[:limit]]
+    return Listing.of(data, has_more=len(found) > limit)
+
+
+def _wait(*, ended: bool) -> dict[str, str]:
+    return {} if ended else {"Retry-After": str(_POLL_S)}

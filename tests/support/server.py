@@ -1,0 +1,34 @@
+"""The real API under a real uvicorn, on a free port, in a thread of the tests."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from service.app import create_app
+from service.settings import ServiceSettings
+
+_START_S = 20.0
+
+
+@contextmanager
+def serve(settings: ServiceSettings) -> Iterator[str]:
+    """Serve with `settings`; yields the URL."""
+    config = uvicorn.Config(create_app(settings), log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            deadline = time.monotonic() + _START_S
+            while not server.started:
+                assert thread.is_alive(), "the server ended while starting"
+                assert time.monotonic() < deadline, "the server does not start"
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
