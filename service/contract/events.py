@@ -67,15 +67,30 @@ class Events:
         return points[::-1][::stride][::-1]
 
     def thin(self, job_id: str) -> None:
-        """Where there are more events than the cap, drop every second metric of the older half."""
-        key = keys.events(job_id)
+        """Where there are more metrics than the cap, drop a quarter; the newest quarter stays.
+
+        Dropped is what leaves the smallest gaps, so that a long curve keeps the same resolution
+        from its beginning on. Messages are never dropped.
+        """
+        key, portion = keys.events(job_id), self._cap // 4
         with available():
             if self._redis.xlen(key) <= self._cap:
                 return
-            entries = self._redis.xrange(key, count=self._cap // 2)
-            metrics = [i for i, fields in entries if fields["type"] == "metrics"]
-            if dropped := metrics[1::2]:
-                self._redis.xdel(key, *dropped)
+            entries = self._redis.xrange(key)
+            metrics = [entry_id for entry_id, fields in entries if fields["type"] == "metrics"]
+            if len(metrics) > self._cap:
+                self._redis.xdel(key, *_surplus(metrics[:-portion], portion))
+
+
+def _surplus(entry_ids: list[str], count: int) -> list[str]:
+    """At most `count` entries, no two of them neighbours, in the densest parts of a curve."""
+    times = [_time_ms(entry_id) for entry_id in entry_ids]
+    by_gap = sorted(range(1, len(times) - 1), key=lambda i: times[i + 1] - times[i - 1])
+    chosen: set[int] = set()
+    for i in by_gap:
+        if len(chosen) < count and chosen.isdisjoint((i - 1, i + 1)):
+            chosen.add(i)
+    return [entry_ids[i] for i in chosen]
 
 
 def _entry_id(cursor: str) -> str:
@@ -94,9 +109,14 @@ def _stored(entry_id: str, fields: dict[str, str]) -> StoredEvent:
     """An event from a stream entry; its time is the id's."""
     return StoredEvent(
         id=f"{PREFIX}{entry_id}",
-        created_at=int(entry_id.split("-", maxsplit=1)[0]) // 1000,
+        created_at=_time_ms(entry_id) // 1000,
         level=fields["level"],
         message=fields["message"],
         type=fields["type"],
         data=json.loads(fields["data"]),
     )
+
+
+def _time_ms(entry_id: str) -> int:
+    """When an entry was written, by the clock of Redis."""
+    return int(entry_id.partition("-")[0])

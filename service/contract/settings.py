@@ -21,7 +21,7 @@ class Settings(BaseSettings):
         reaper_interval_s: How often a worker looks for jobs to repair.
         max_attempts: Training attempts before a job whose worker keeps dying fails.
         dedupe_window_s: How long a repeated create is answered with the job it made; 0 for never.
-        event_cap: Events kept a job; beyond it, older metrics are thinned out.
+        event_cap: Metrics events kept a job; beyond it, they are thinned out.
     """
 
     model_config = SettingsConfigDict(env_prefix="HEADROOM_", frozen=True, extra="ignore")

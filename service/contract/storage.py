@@ -103,7 +103,10 @@ class Storage:
         target = into / path
         with _as_unavailable():
             target.parent.mkdir(parents=True, exist_ok=True)
-            self._fs.get(source, str(target), recursive=self._fs.isdir(source))
+            if self._fs.isdir(source):
+                self._fs.get(f"{source}/", f"{target}/", recursive=True)
+            else:
+                self._fs.get_file(source, str(target))
         return target
 
     def check(self) -> None:

@@ -1,0 +1,39 @@
+"""The table of keys is what Redis holds after a life with everything in it."""
+
+import re
+import time
+
+from redis import Redis
+
+from service.contract import keys
+from service.contract.files import Files
+from service.contract.job import JobStatus
+from service.contract.store import Store
+from tests.service.contract.support import EVENT, checkpoint, file_record, queued, record, running
+
+
+def table() -> dict[str, str]:
+    """Pattern to type, from the module's docstring."""
+    row = re.compile(r"^    (\S+) +(HASH|STRING|STREAM|ZSET|SET) ", re.MULTILINE)
+    return {
+        re.sub(r"{\w+}", "[^ ]+", name): type_.lower() for name, type_ in row.findall(keys.__doc__)
+    }
+
+
+def test_the_table_is_complete_and_true(store: Store, redis: Redis) -> None:
+    store.create(record(), dedupe_key="k", dedupe_s=60, event=EVENT)
+    queued(store)
+    claim = running(store)
+    store.add_checkpoint(claim, *checkpoint(claim, 1), keep=1)
+    ended = running(store)
+    store.transition(ended.job_id, JobStatus.SUCCEEDED, EVENT, token=ended.token)
+    Files(redis).add(file_record(expires_at=int(time.time()) + 60))
+
+    held = {key: redis.type(key) for key in redis.scan_iter()}
+    seen = set()
+    for key, type_ in held.items():
+        rows = [row for row in table() if re.fullmatch(row, key)]
+        assert len(rows) == 1, key
+        assert table()[rows[0]] == type_, key
+        seen.add(rows[0])
+    assert seen == set(table())
