@@ -23,11 +23,16 @@ REPLACEMENTS = {
 
 
 def choice_error(name: str, got: object, allowed: tuple[str, ...]) -> ValueError:
-    """The error for a word that is not among `allowed`; it knows cut_cross_entropy's names."""
-    message = f"{name} must be one of {', '.join(map(repr, allowed))}; got {got!r}"
-    if isinstance(got, str) and got in REPLACEMENTS:
-        message += f" (a name of cut_cross_entropy: pass config={REPLACEMENTS[got]} instead)"
-    return ValueError(message)
+    """The error for a word that is not among `allowed`."""
+    words = ", ".join(map(repr, allowed))
+    return ValueError(f"{name} must be one of {words}; got {got!r}{replacement(got)}")
+
+
+def replacement(name: object) -> str:
+    """What to pass instead of one of cut_cross_entropy's names, as the end of a message."""
+    if not isinstance(name, str) or name not in REPLACEMENTS:
+        return ""
+    return f" (cut_cross_entropy's name: pass config={REPLACEMENTS[name]} instead)"
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,9 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Problem:
-    """One call, validated: shapes fit, dtypes of E and C agree, N and V are positive.
+    """One call, validated: shapes, dtypes and devices fit; V and D are positive.
 
-    Strides are the caller's own, whatever they are.
+    Strides are the caller's own, whatever they are. N = 0 goes to the blocked implementation.
     """
 
     e: torch.Tensor  # (N, D), floating
@@ -104,7 +104,7 @@ class Implementation(Protocol):
         """Return the statistics, and a state of its own making for `backward`.
 
         Rows whose target is negative take no part, whatever E holds there. Runs without
-        autograd and autocast. The state may be dropped unused, or used more than once.
+        autograd and autocast. The state serves at most one backward.
         """
         ...
 

@@ -43,7 +43,7 @@ def _full_logits(case: Case) -> Loss:
 
 
 def _cut(case: Case) -> Loss:
-    from cut_cross_entropy import linear_cross_entropy  # noqa: PLC0415  an optional peer
+    from cut_cross_entropy import linear_cross_entropy
 
     def call(e: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         value: torch.Tensor = linear_cross_entropy(e, c, case.targets, softcap=case.shape.softcap)
@@ -53,7 +53,7 @@ def _cut(case: Case) -> Loss:
 
 
 def _liger(case: Case) -> Loss:
-    from liger_kernel.transformers import (  # noqa: PLC0415  an optional peer
+    from liger_kernel.transformers import (
         LigerFusedLinearCrossEntropyLoss,
     )
 

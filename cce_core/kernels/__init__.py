@@ -13,6 +13,6 @@ from types import ModuleType
 
 def load() -> ModuleType:
     """Import and return the implementation (`loss`), which needs Triton."""
-    from cce_core.kernels import loss  # noqa: PLC0415  Triton is imported on demand
+    from cce_core.kernels import loss
 
     return loss

@@ -89,7 +89,7 @@ class _Lists:
     dz: torch.Tensor  # (N, K) bf16
 
 
-def filtered_gradients(  # noqa: PLR0917  each is one thing
+def filtered_gradients(
     rows: Rows,
     logit: Logit,
     statistics: RowStatistics,

@@ -11,7 +11,7 @@ the first pass, is seen by its peak, and the second pass, which returns at once 
 it again relative to its peak. N rows, V vocabulary, D width; offsets into (b, i) are 64-bit.
 """
 
-# ruff: noqa: N803, PLR0917, D103, SIM102 - Triton's language: constants are upper case,
+# ruff: noqa: N803, D103, SIM102 - Triton's language: constants are upper case,
 # pointers come by position, branches on constants do not combine. No types: its values have none.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
 

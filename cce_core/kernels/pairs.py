@@ -10,7 +10,7 @@ Neither uses atomics on gradients. The order of a row's list, so the last bits o
 between runs. N rows, V vocabulary, D width, blocks b of BLOCK columns, chunks of PAIRS rows.
 """
 
-# ruff: noqa: N803, PLR0917, D103, C901, SIM102 - Triton's language: constants are upper case,
+# ruff: noqa: N803, D103, C901, SIM102 - Triton's language: constants are upper case,
 # pointers come by position, branches on constants do not combine. No types: its values have none.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
 

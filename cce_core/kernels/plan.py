@@ -7,7 +7,7 @@ mean-field tail. If the pairs outgrow the list, it stays empty and `exact` is se
 N rows, blocks b of BLOCK columns.
 """
 
-# ruff: noqa: N803, PLR0917, D103 - Triton's language: constants are upper case,
+# ruff: noqa: N803, D103 - Triton's language: constants are upper case,
 # pointers come by position, branches on constants do not combine. No types: its values have none.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
 

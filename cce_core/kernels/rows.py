@@ -6,7 +6,7 @@ the dot product with the label's row of C: the reference of the row's exponentia
 N rows, V vocabulary, D width.
 """
 
-# ruff: noqa: N803, PLR0917, D103 - Triton's language: constants are upper case,
+# ruff: noqa: N803, D103 - Triton's language: constants are upper case,
 # pointers come by position, branches on constants do not combine. No types: its values have none.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
 

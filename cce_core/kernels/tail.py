@@ -7,7 +7,7 @@ included). Row and block sums stay exact. With the block's mean row of C under t
 dE's tail is mass^T mean, a product V / BLOCK wide. B blocks of BLOCK columns, D width.
 """
 
-# ruff: noqa: N803, PLR0917, D103 - Triton's language: constants are upper case,
+# ruff: noqa: N803, D103 - Triton's language: constants are upper case,
 # pointers come by position, branches on constants do not combine. No types: its values have none.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
 

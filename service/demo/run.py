@@ -40,6 +40,7 @@ OPTIONS: dict[str, Any] = {
     "max_seq_length": 256,
     "packing": True,
     "warmup_ratio": 0.1,
+    "checkpoint_every": 80,
     "seed": 1,
     "suffix": "demo",
 }
@@ -143,9 +144,9 @@ def _trained(client: Client, job: Job, folder: Path) -> Trained:
     """The finished job with its losses and its downloaded model."""
     assert job.fine_tuned_model is not None, job
     losses = [
-        event.data["full_valid_loss"]
+        event.data["valid_loss"]
         for event in client.events_since(job.id, None)
-        if "full_valid_loss" in event.data
+        if "valid_loss" in event.data
     ]
     client.download(job.fine_tuned_model, folder)
     return Trained(job, losses[0], losses[-1], folder)

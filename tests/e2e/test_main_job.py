@@ -12,6 +12,7 @@ import openai
 import pytest
 import torch
 from openai import AsyncOpenAI, OpenAI
+from openai.types.fine_tuning import FineTuningJob
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from service.stack import Stack
@@ -112,7 +113,7 @@ def test_what_is_wrong_with_a_request_is_an_openai_error(client: OpenAI, chat: P
         client.fine_tuning.jobs.retrieve("ftjob-nothing")
 
 
-def _finished(client: OpenAI, job_id: str) -> openai.types.fine_tuning.FineTuningJob:
+def _finished(client: OpenAI, job_id: str) -> FineTuningJob:
     deadline = time.monotonic() + 120
     while (job := client.fine_tuning.jobs.retrieve(job_id)).status not in DONE:
         assert time.monotonic() < deadline, job
@@ -120,7 +121,7 @@ def _finished(client: OpenAI, job_id: str) -> openai.types.fine_tuning.FineTunin
     return job
 
 
-def _step(job: openai.types.fine_tuning.FineTuningJob) -> int:
+def _step(job: FineTuningJob) -> int:
     progress = job.model_extra.get("progress")
     return progress["step"] if progress else 0
 

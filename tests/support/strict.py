@@ -49,6 +49,6 @@ def _forbid(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 
 def _has_cuda() -> bool:
-    import torch  # noqa: PLC0415 -- only where a `gpu` test has been chosen
+    import torch
 
     return torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""Checkpoints: `model/` that can be loaded as a model, `state/` that a resume needs, all or none."""
+"""Checkpoints: `model/` that loads as a model, `state/` that a resume needs; both or neither."""
 
 import json
 import os

@@ -81,7 +81,8 @@ def load(
     Raises:
         InvalidData: Rows are too long, have nothing to train on, or don't fit the chat template.
     """
-    dataset, faults, total = Dataset(), [], 0
+    dataset, total = Dataset(), 0
+    faults: list[dict[str, Any]] = []
     encode = _chat if source.format == "chat" else _text
     with source.path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):

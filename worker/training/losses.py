@@ -53,7 +53,7 @@ def chunked(model: Split) -> SumLoss:
 
     def loss(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         rows, targets = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        chunks = zip(rows.split(_CHUNK_ROWS), targets.split(_CHUNK_ROWS), strict=True)
+        chunks = zip(torch.split(rows, _CHUNK_ROWS), torch.split(targets, _CHUNK_ROWS), strict=True)
         parts = [checkpoint(_rows, model, *chunk, use_reentrant=False) for chunk in chunks]
         return torch.stack(parts).sum()
 

@@ -68,7 +68,7 @@ def load_model(spec: RunSpec, resolved: ResolvedOptions, device: torch.device) -
         JobFailure: The weights can't be loaded, or transformers doesn't know the architecture.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             spec.base_model or spec.model_source,
             dtype=torch.float32,
             use_safetensors=True,
@@ -80,9 +80,9 @@ def load_model(spec: RunSpec, resolved: ResolvedOptions, device: torch.device) -
         raise JobFailure("model_unavailable", str(error), param="model") from error
     model.to(device)
     model.config.use_cache = False
-    tuned = _adapted(model, spec)
+    tuned: nn.Module = _adapted(model, spec)
     if resolved.gradient_checkpointing:
-        tuned.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return tuned
 
 

@@ -29,7 +29,7 @@ class Reporter:
         self.progress(phase=phase)
 
     def progress(self, *, last: bool = False, **values: object) -> None:
-        """Change what is known of the progress; sent if enough time has passed, or it is the last."""
+        """Change what is known of the progress; sent if enough time has passed, or it is last."""
         self._progress = self._progress.model_copy(update=values)
         if last or time.monotonic() - self._sent_at >= _PROGRESS_S:
             self._sent_at = time.monotonic()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from transformers import get_scheduler
+from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from cce_core import LossConfig
 from cce_core.api import LossOutput
@@ -106,7 +106,7 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
     _finish(session, position, ledger, parity)
 
 
-def _data(spec: RunSpec, tokenizer: data.PreTrainedTokenizerBase, length: int) -> Data:
+def _data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, length: int) -> Data:
     options = spec.job.options
     training = data.load(spec.training, tokenizer, length)
     validation = Dataset()
@@ -138,7 +138,7 @@ def _run(
         num_warmup_steps=math.ceil(options.warmup_ratio * resolved.total_steps),
         num_training_steps=resolved.total_steps,
     )
-    assert isinstance(tokenizer, data.PreTrainedTokenizerBase)
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return Run(model, optimizer, scheduler, tokenizer)
 
 
@@ -213,7 +213,7 @@ class Session:
         loss, correct = 0.0, 0
         for batch in batches:
             output = self._forward(batch)
-            (output.loss / supervised).backward()
+            torch.autograd.backward(output.loss / supervised)
             loss += float(output.loss.detach())
             correct += int(output.correct.sum())
             position.tokens += batch.input_ids.numel()

@@ -1,0 +1,159 @@
+"""Check a caller's tensors, and lay them out as rows: flattened, shifted, ignored rows marked.
+
+A shift never slices E, which would cost a copy of it: the labels move instead, and the last rows
+of each sequence, which have no label, do not count.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from cce_core.objective import Objective
+from cce_core.problem import Problem, Wanted
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a row's numbers go: to the position of its target."""
+
+    shape: torch.Size  # of the targets
+    shift: int
+
+    def to_rows(self, values: torch.Tensor, fill: float) -> torch.Tensor:
+        """Bring values at target positions to the rows that predict them, (N,)."""
+        if self.shift > 0:
+            values = values.reshape(values.shape or (1,))
+            end = torch.full_like(values[..., : self.shift], fill)
+            values = torch.cat((values[..., self.shift :], end), -1)
+        return values.reshape(-1)
+
+    def to_targets(self, rows: torch.Tensor) -> torch.Tensor:
+        """Bring (N,) values of rows to target positions; zero where nothing is predicted."""
+        if self.shift == 0:
+            return rows.reshape(self.shape)
+        values = rows.reshape(self.shape or (1,))
+        start = torch.zeros_like(values[..., : self.shift])
+        values = torch.cat((start, values[..., : values.shape[-1] - self.shift]), -1)
+        return values.reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A checked call.
+
+    Attributes:
+        problem: As rows.
+        layout: The way back.
+        weights: (N,) or None.
+        poison: (N,) bool, rows whose target is out of range, or None where the host has checked.
+    """
+
+    problem: Problem
+    layout: Layout
+    weights: torch.Tensor | None
+    poison: torch.Tensor | None
+
+
+def check(
+    e: torch.Tensor,
+    c: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    weights: torch.Tensor | None,
+    objective: Objective,
+    entropy: bool,
+) -> Inputs:
+    """Check what `linear_cross_entropy` was given, and lay it out.
+
+    Raises:
+        TypeError: A dtype is not what is expected.
+        ValueError: A shape, device or target is not what is expected.
+    """
+    e, c = _autocast(e, c)
+    _check_dtypes(e, c, targets)
+    _check_shapes(e, c, targets, bias, weights)
+    length = targets.shape[-1] if targets.ndim > 0 else 1
+    layout = Layout(targets.shape, min(objective.shift, length))
+    rows = torch.where(targets == objective.ignore_index, -1, targets.long())
+    outside = ((rows < 0) & (targets != objective.ignore_index)) | (rows >= len(c))
+    poison = _check_targets(targets, outside, len(c), objective)
+    learning = torch.is_grad_enabled()
+    wanted = Wanted(
+        e=learning and e.requires_grad,
+        c=learning and c.requires_grad,
+        bias=learning and bias is not None and bias.requires_grad,
+        mean=objective.label_smoothing > 0,
+        entropy=entropy,
+    )
+    rows = layout.to_rows(rows.masked_fill(outside, -1), -1)
+    problem = Problem(e.reshape(-1, e.shape[-1]), c, bias, rows, objective.head, wanted)
+    return Inputs(
+        problem,
+        layout,
+        None if weights is None else layout.to_rows(weights, 0.0),
+        None if poison is None else layout.to_rows(poison, fill=False),
+    )
+
+
+def _autocast(e: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cast as autocast casts the operands of a linear layer."""
+    device = e.device.type
+    if not torch.is_autocast_enabled(device) or torch.float64 in (e.dtype, c.dtype):
+        return e, c
+    dtype = torch.get_autocast_dtype(device)
+    return e.to(dtype), c.to(dtype)
+
+
+def _check_dtypes(e: torch.Tensor, c: torch.Tensor, targets: torch.Tensor) -> None:
+    if not e.is_floating_point():
+        raise TypeError(f"e must have a floating-point dtype; got {e.dtype}")
+    if e.dtype != c.dtype:
+        raise TypeError(
+            f"e and c must have one dtype; got {e.dtype} and {c.dtype}: "
+            "convert one of them, or call under torch.autocast"
+        )
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise TypeError(f"targets must have an integer dtype; got {targets.dtype}")
+
+
+def _check_shapes(
+    e: torch.Tensor,
+    c: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    weights: torch.Tensor | None,
+) -> None:
+    if e.ndim < 1 or c.ndim != 2 or e.shape[-1] != c.shape[1]:
+        raise ValueError(
+            f"e must be (..., D) and c (V, D), with one D; got {_shape(e)} and {_shape(c)}"
+        )
+    if len(c) == 0 or c.shape[1] == 0:
+        raise ValueError(f"c must have at least one row and column; got {_shape(c)}")
+    expected = {"targets": (targets, e.shape[:-1]), "bias": (bias, c.shape[:1])}
+    expected["weights"] = (weights, targets.shape)
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} must be {tuple(shape)} here; got {_shape(tensor)}")
+    for name, tensor in {"c": c, "targets": targets, "bias": bias, "weights": weights}.items():
+        if tensor is not None and tensor.device != e.device:
+            raise ValueError(f"{name} must be on e's device {e.device}; got {tensor.device}")
+
+
+def _check_targets(
+    targets: torch.Tensor, outside: torch.Tensor, v: int, objective: Objective
+) -> torch.Tensor | None:
+    """Raise where the host can know without waiting; else return the faulty targets."""
+    if targets.device.type != "cpu":
+        return outside
+    if bool(outside.any()):
+        place = outside.nonzero()[0].tolist()
+        raise ValueError(
+            f"targets must be in [0, {v}) or ignore_index {objective.ignore_index}; "
+            f"got {int(targets[tuple(place)])} at position {place}"
+        )
+    return None
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)

@@ -1,0 +1,57 @@
+"""Which implementation serves a call: the documented rule, and the lookup by name.
+
+"auto" is the Triton implementation where E is on CUDA, Triton is installed and the kernels serve
+the problem, and the blocked one elsewhere. A name is never replaced by another: if it cannot serve
+the problem, the caller hears why.
+"""
+
+import importlib.util
+from functools import lru_cache
+
+from cce_core import blocked
+from cce_core.config import LossConfig
+from cce_core.problem import Implementation, Problem
+
+
+class ImplementationUnavailable(RuntimeError):
+    """The implementation that was named cannot run here, or does not serve these inputs."""
+
+
+@lru_cache
+def triton_installed() -> bool:
+    """Whether the kernels can be imported."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def load_triton() -> Implementation:
+    """Import the kernels, which need Triton; their module is the implementation."""
+    if not triton_installed():
+        raise ImplementationUnavailable(
+            "implementation='triton' needs the package triton, which is not installed; "
+            "'blocked' runs everywhere"
+        )
+    from cce_core import kernels
+
+    implementation: Implementation = kernels.load()
+    return implementation
+
+
+def choose(problem: Problem, config: LossConfig) -> Implementation:
+    """The implementation that `config` asks for, by the rule above.
+
+    Raises:
+        ImplementationUnavailable: It was named and cannot serve the problem.
+    """
+    if config.implementation == "blocked":
+        return blocked
+    if config.implementation == "triton":
+        implementation = load_triton()
+        reason = implementation.refuses(problem, config)
+        if reason is not None:
+            raise ImplementationUnavailable(f"implementation='triton' {reason}")
+        return implementation
+    if problem.e.is_cuda and triton_installed():
+        implementation = load_triton()
+        if implementation.refuses(problem, config) is None:
+            return implementation
+    return blocked

@@ -1,0 +1,239 @@
+"""The status page in Chromium, on jobs whose records are driven as a worker drives them."""
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from service.auth import make_key
+from service.contract.settings import Settings
+from service.contract.store import Store
+from tests.browser.conftest import Server, serving
+from tests.browser.job_scene import LEDGER, TOTAL_STEPS, SceneJob, train_loss
+from tests.support.redis_server import RedisServer
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def job(store: Store) -> SceneJob:
+    """A job that is measured and about to train."""
+    job = SceneJob(store)
+    job.queue()
+    job.start()
+    return job
+
+
+def _points(page: Page) -> int:
+    """Points of the training curve."""
+    path = page.locator("#curve path.train").get_attribute("d") or ""
+    return len(re.findall("[ML]", path))
+
+
+def test_a_running_job_from_the_list_to_its_end(page: Page, server: Server, store: Store) -> None:
+    job = SceneJob(store)
+    SceneJob(store, suffix="other")
+    page.goto(server.url)
+    page.locator("#job-list a", has_text="docs").click()
+    expect(page).to_have_url(f"{server.url}/#{job.id}")
+    expect(page.locator("#job-status")).to_have_text("validating files")
+    job.queue()
+    expect(page.locator("#progress-text")).to_have_text("Position 1 in the queue")
+    job.start()
+    expect(page.locator("#ledger")).to_contain_text("less than full logits")
+    job.train(range(1, 31))
+    expect(page.locator("#progress-text")).to_contain_text(f"step 30 of {TOTAL_STEPS} · 12 %")
+    assert _points(page) == 30
+    expect(page.locator("#curve circle.valid")).to_have_count(1)
+    expect(page.locator("#facts")).to_contain_text(f"Training loss{train_loss(30):.4f}")
+    job.train(range(31, TOTAL_STEPS + 1))
+    job.checkpoint(TOTAL_STEPS)
+    job.succeed()
+    expect(page.locator("#job-status")).to_have_text("succeeded")
+    assert _points(page) == TOTAL_STEPS
+    expect(page.locator("#events > li").first).to_contain_text("The job succeeded")
+    expect(page.locator("#events > li").nth(1)).to_contain_text("Checkpoint created")
+    expect(page.locator("#events")).not_to_contain_text("training loss=")
+    page.get_by_label("metrics too").check()
+    expect(page.locator("#events")).to_contain_text(f"Step {TOTAL_STEPS}/{TOTAL_STEPS}")
+
+
+def test_the_ledger_as_bars(page: Page, server: Server, job: SceneJob) -> None:
+    page.goto(f"{server.url}/#{job.id}")
+    layer = page.locator("#ledger .group", has_text="Loss layer alone")
+    expect(layer.locator(".bars > div")).to_have_count(len(LEDGER.losses))
+    expect(layer.locator(".bars > div").nth(1)).to_contain_text("modelled: two_logits")
+    widths = [bar.bounding_box()["width"] for bar in layer.locator(".bar").all()]
+    sizes = [entry.loss_layer.bytes for entry in LEDGER.losses]
+    assert widths[2] / widths[0] == pytest.approx(sizes[2] / sizes[0], rel=0.02)
+    page.get_by_text("log", exact=True).click()
+    assert layer.locator(".bar").nth(2).bounding_box()["width"] > 2 * widths[2]
+
+
+def test_values_of_the_curve_at_the_pointer_and_by_keys(
+    page: Page, server: Server, job: SceneJob
+) -> None:
+    job.train(range(1, 41))
+    page.goto(f"{server.url}/#{job.id}")
+    legend, chart = page.locator("#curve-legend"), page.get_by_role("slider")
+    expect(legend).to_contain_text("step 40, the latest")
+    chart.hover(position={"x": 60, "y": 100})
+    expect(legend).not_to_contain_text("latest")
+    chart.focus()
+    chart.press("Home")
+    expect(chart).to_have_attribute("aria-valuetext", f"Step 1: training {train_loss(1):.2f}")
+    chart.press("ArrowRight")
+    expect(legend).to_contain_text(f"training {train_loss(2):.4f}")
+
+
+def test_a_resumed_attempt_replaces_the_steps_it_repeats(
+    page: Page, server: Server, job: SceneJob
+) -> None:
+    job.train(range(1, 31))
+    job.train(range(11, 21))
+    page.goto(f"{server.url}/#{job.id}")
+    expect(page.locator("#curve-legend")).to_contain_text("step 20")
+    assert _points(page) == 20
+
+
+def test_a_failed_job_says_why(page: Page, server: Server, job: SceneJob) -> None:
+    job.train(range(1, 4))
+    job.fail("out_of_memory", "2.5 GiB asked, 1.1 GiB free.")
+    page.goto(f"{server.url}/#{job.id}")
+    expect(page.locator("#job-error")).to_have_text("out_of_memory2.5 GiB asked, 1.1 GiB free.")
+    expect(page.locator("#events > li").first).to_contain_text("Error: The job failed")
+
+
+def test_what_a_caller_wrote_stays_text(page: Page, server: Server, store: Store) -> None:
+    SceneJob(store, suffix="<img src=x onerror=alert(1)>", model="<script>alert(2)</script>")
+    page.goto(server.url)
+    expect(page.locator("#job-title")).to_contain_text("<img src=x onerror=alert(1)>")
+    assert page.locator("#job img, #job-list img, #job script").count() == 0
+
+
+def test_no_jobs_and_no_such_job(page: Page, server: Server) -> None:
+    page.goto(server.url)
+    expect(page.locator("#empty")).to_contain_text("No jobs yet")
+    page.goto(f"{server.url}/#ftjob-nothing")
+    expect(page.locator("#missing")).to_be_visible()
+    expect(page.locator("#job")).to_be_hidden()
+
+
+def test_more_jobs_than_a_page(page: Page, server: Server, store: Store) -> None:
+    jobs = [SceneJob(store, suffix=f"number-{number}") for number in range(23)]
+    page.goto(server.url)
+    expect(page.locator("#job-list li")).to_have_count(20)
+    page.get_by_role("button", name="Show more").click()
+    expect(page.locator("#job-list li")).to_have_count(23)
+    expect(page.locator("#job-list li").last).to_contain_text("number-0")
+    assert jobs[0].id in page.locator("#job-list a").last.get_attribute("href")
+
+
+def test_redis_goes_away_and_comes_back(
+    page: Page, server: Server, job: SceneJob, redis_server: RedisServer
+) -> None:
+    page.goto(server.url)
+    expect(page.locator("#connection")).to_have_text("Live")
+    redis_server.kill()
+    try:
+        expect(page.get_by_role("alert")).to_contain_text("Redis does not answer")
+        expect(page.locator("#job-title")).to_contain_text("tiny-llama")
+    finally:
+        redis_server.start()
+    job.train(range(1, 6))
+    expect(page.get_by_role("alert")).to_be_hidden()
+    expect(page.locator("#progress-text")).to_contain_text("step 5")
+
+
+def test_the_api_goes_away_and_comes_back(page: Page, server: Server, job: SceneJob) -> None:
+    page.goto(f"{server.url}/#{job.id}")
+    expect(page.locator("#connection")).to_have_text("Live")
+    server.stop()
+    expect(page.get_by_role("alert")).to_contain_text("The API does not answer")
+    server.start()
+    expect(page.get_by_role("alert")).to_be_hidden()
+    expect(page.locator("#connection")).to_have_text("Live")
+
+
+def test_the_key_is_asked_for_and_stays_in_the_tab(
+    page: Page, settings: Settings, store: Store, tmp_path: Path
+) -> None:
+    key, line = make_key("acme")
+    keys = tmp_path / "keys"
+    keys.write_text(line)
+    SceneJob(store, org="acme")
+    with serving(settings, api_keys_file=keys) as server:
+        page.goto(server.url)
+        page.get_by_label("Key", exact=True).fill("sk-wrong")
+        page.get_by_role("button", name="Use this key").click()
+        expect(page.get_by_role("alert")).to_contain_text("API key")
+        page.get_by_role("button", name="API key").click()
+        page.get_by_label("Key", exact=True).fill(key)
+        page.get_by_role("button", name="Use this key").click()
+        expect(page.locator("#job-list li")).to_have_count(1)
+        page.reload()
+        expect(page.locator("#job-list li")).to_have_count(1)
+        assert key not in page.url
+        assert page.evaluate("Object.values(localStorage).length") == 0
+        page.get_by_role("button", name="API key").click()
+        page.get_by_role("button", name="Forget it").click()
+        expect(page.locator("#job-list li")).to_have_count(0)
+
+
+def test_an_unchanged_job_is_asked_for_conditionally(
+    page: Page, server: Server, job: SceneJob
+) -> None:
+    job.train(range(1, 3))
+    answers: list[tuple[str, int]] = []
+    page.on("response", lambda answer: answers.append((answer.url, answer.status)))
+    page.goto(f"{server.url}/#{job.id}")
+    expect(page.locator("#curve path.train")).to_be_attached()
+    with page.expect_response(lambda answer: answer.status == 304):
+        pass
+    answers.clear()
+    with page.expect_response(lambda answer: answer.status == 304 and job.id in answer.url):
+        pass
+    assert not [url for url, _ in answers if "/events" in url or "/metrics" in url]
+
+
+def test_nothing_is_asked_while_the_tab_is_hidden(
+    page: Page, server: Server, job: SceneJob
+) -> None:
+    asked: list[str] = []
+
+    def note(route: Route) -> None:
+        asked.append(route.request.url)
+        route.continue_()
+
+    page.route("**/v1/**", note)
+    page.goto(f"{server.url}/#{job.id}")
+    expect(page.locator("#connection")).to_have_text("Live")
+    page.evaluate("""() => {
+        Object.defineProperty(document, "hidden", { get: () => window.away, configurable: true });
+        window.away = true;
+        document.dispatchEvent(new Event("visibilitychange"));
+    }""")
+    page.wait_for_timeout(500)
+    asked.clear()
+    page.wait_for_timeout(2500)
+    assert asked == []
+    page.evaluate("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_timeout(500)
+    assert asked
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_nothing_is_wider_than_the_window(
+    page: Page, server: Server, job: SceneJob, width: int
+) -> None:
+    job.train(range(1, 41))
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(f"{server.url}/#{job.id}")
+    expect(page.locator("#curve path.train")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    if width == 400:
+        expect(page.locator("#job-list")).to_be_hidden()
+        page.get_by_role("link", name="All jobs").click()
+        expect(page.locator("#job-list")).to_be_visible()
+        expect(page.locator("#job")).to_be_hidden()

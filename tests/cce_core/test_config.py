@@ -1,0 +1,44 @@
+"""The options of the loss, and the words of cut_cross_entropy's callers."""
+
+import dataclasses
+
+import pytest
+
+from cce_core import LossConfig
+from cce_core.config import REPLACEMENTS
+
+
+def test_presets_resolve_the_filter() -> None:
+    assert LossConfig().eps == 2.0**-12
+    assert LossConfig(filter_eps=0.5).eps == 0.5
+    assert LossConfig(filter_eps=None).eps is None
+    assert LossConfig(preset="exact").eps is None
+
+
+def test_options_do_not_change() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        LossConfig().preset = "exact"
+
+
+@pytest.mark.parametrize("name", REPLACEMENTS)
+def test_names_of_cut_cross_entropy_are_answered_with_ours(name) -> None:
+    with pytest.raises(ValueError, match="cut_cross_entropy's name: pass config=") as caught:
+        LossConfig(implementation=name)
+    suggestion = str(caught.value).rpartition("config=")[2].removesuffix(" instead)")
+    assert isinstance(eval(suggestion, {"LossConfig": LossConfig}), LossConfig)  # noqa: S307  ours
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"implementation": "cuda"}, "must be one of 'auto', 'reference', .*; got 'cuda'$"),
+        ({"preset": "fast"}, "preset must be one of 'default', 'exact'; got 'fast'"),
+        ({"filter_eps": "high"}, "filter_eps must be 'auto', None or in"),
+        ({"filter_eps": -0.1}, "got -0.1"),
+        ({"preset": "exact", "filter_eps": 0.1}, "preset='exact' filters nothing"),
+        ({"scratch_bytes": 0}, "scratch_bytes must be positive or None; got 0"),
+    ],
+)
+def test_errors(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        LossConfig(**options)
