@@ -37,7 +37,7 @@ class Row {
   }
 
   update(job, selected) {
-    this.#name.innerHTML = title(job);
+    setText(this.#name, title(job));
     showStatus(this.#status, job);
     setText(this.#when, ago(job.created_at));
     this.#when.title = date(job.created_at);
