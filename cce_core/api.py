@@ -88,8 +88,8 @@ def linear_cross_entropy(
     Raises:
         TypeError: A dtype is not what is expected.
         ValueError: A shape, device, option or target is not what is expected. On a CUDA device
-            targets are not checked, since the host would have to wait for it: a target out of range
-            makes the loss NaN instead.
+            (and under torch.compile) targets are not looked at, since the host would have to wait
+            for them: one that is out of range makes the loss NaN instead.
         ImplementationUnavailable: `config` names an implementation that cannot serve this call.
     """
     if impl is not None:

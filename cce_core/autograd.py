@@ -97,5 +97,8 @@ def row_statistics(
 ) -> RowStats:
     """Return the statistics of `problem`, differentiable in E, C and bias."""
     call = _Call(implementation, config, problem.head, problem.wanted)
-    inputs = (problem.e, problem.c, problem.bias, problem.targets)
-    return RowStats(*_Statistics.apply(*inputs, call))  # type: ignore[no-untyped-call]
+    apply = _Statistics.apply
+    if torch.compiler.is_compiling():  # its loops would be unrolled
+        apply = torch.compiler.disable(apply)
+    stats = apply(problem.e, problem.c, problem.bias, problem.targets, call)  # type: ignore[no-untyped-call]
+    return RowStats(*stats)

@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from service.client import Client, Job
 from service.contract.job import JobStatus
@@ -15,6 +14,7 @@ from service.interrupt import Interrupted
 from service.watch import follow
 
 DEFAULT_PORT = 8000
+_STATUS_WIDTH = max(map(len, JobStatus))
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -127,12 +127,10 @@ def watch(url: str, api_key: str | None, job_id: str) -> None:
 @click.option("--limit", default=20, show_default=True)
 def jobs(url: str, api_key: str | None, limit: int) -> None:
     """List the newest jobs."""
-    table = Table("job", "status", "model", "result", box=None)
     with Client(url, api_key) as client:
         for job in client.jobs(limit):
             result = job.fine_tuned_model or (job.error.code if job.error else "")
-            table.add_row(job.id, job.status.value, job.model, result)
-    Console().print(table, soft_wrap=True)
+            click.echo(f"{job.id}  {job.status.value:<{_STATUS_WIDTH}}  {job.model}  {result}")
 
 
 @click.command()

@@ -28,7 +28,7 @@ def submit(deployment: Deployment, texts: list[str], **options: object) -> str:
         options={
             "checkpoint_every": EVERY,
             "learning_rate": 1e-3,
-            "max_seq_length": 128,
+            "max_seq_length": 256,
             "memory_ledger": False,
             **options,
         },
