@@ -69,8 +69,9 @@ def server(settings: Settings) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Chromium; not for longer, since its event loop would be in the way of other tests' own."""
     if _CHROMIUM is None:
         pytest.skip("no Chromium: apt-get install chromium fonts-dejavu-core")
     with sync_playwright() as playwright:
