@@ -1,70 +1,76 @@
 """Measure ours and the peers on the same tensors: python -m cce_core.bench --help."""
 
 import argparse
-import statistics
 import sys
 from pathlib import Path
 
 import torch
-import triton
 
-from cce_core.bench import data, ours, peers, report
-from cce_core.bench.measure import measure, median_ms, one_matmul, reference
+from cce_core.bench import cases, check, data, peers, report, trained
+
+KINDS = (*data.KINDS, trained.KIND)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m cce_core.bench", description=__doc__)
     parser.add_argument("--shapes", nargs="+", choices=data.SHAPES, default=list(data.SHAPES))
-    parser.add_argument("--data", nargs="+", choices=data.KINDS, default=list(data.KINDS))
-    parser.add_argument("--peers", nargs="*", choices=peers.NAMES, default=peers.NAMES)
+    parser.add_argument("--data", nargs="+", choices=KINDS, default=list(data.KINDS))
+    parser.add_argument(
+        "--peers", nargs="*", choices=peers.NAMES, help="all; none with --check, unless named"
+    )
+    parser.add_argument(
+        "--eps", nargs="*", type=int, default=[], metavar="K", help="also the filter at 2^-K"
+    )
     parser.add_argument("--rows", type=int, default=8192, help="rows of hidden states")
     parser.add_argument("--repeats", type=int, default=10, help="timed calls of each")
     parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument(
+        "--check",
+        type=Path,
+        metavar="JSON",
+        help="compare with the rows on record; exit 1 where a figure is worse beyond its margin",
+    )
+    parser.add_argument("--smoke", action="store_true", help="trained data of a tiny model")
+    parser.add_argument(
+        "--cache", type=Path, default=trained.default_cache(), help="folder of trained data"
+    )
     return parser.parse_args()
 
 
-def _matmul_ms(case: data.Case, repeats: int) -> float:
-    elapsed = median_ms(one_matmul(case), repeats)
-    torch.cuda.empty_cache()
-    return elapsed
+def _selection(arguments: argparse.Namespace) -> cases.Selection:
+    others = arguments.peers
+    if others is None:
+        others = peers.NAMES if arguments.check is None else ()
+    return cases.Selection(
+        shapes=tuple(arguments.shapes),
+        kinds=tuple(arguments.data),
+        peers=tuple(others),
+        eps=tuple(2.0**-k for k in arguments.eps),
+        rows=arguments.rows,
+        repeats=arguments.repeats,
+        training=trained.SMOKE if arguments.smoke else trained.FULL,
+        cache=arguments.cache,
+    )
 
 
-def run_case(case: data.Case, names: list[str], repeats: int) -> list[report.Row]:
-    """Measure every implementation on a case; the matmul is timed before each one."""
-    truth = reference(case)
-    others, absent = peers.implementations(case, names)
-    for name in absent:
-        sys.stdout.write(f"{name} is not installed\n")
-    rows, matmuls = [], []
-    for implementation in (*ours.implementations(case), *others):
-        matmuls.append(_matmul_ms(case, repeats))
-        rows.append(measure(case, implementation, truth, repeats))
-    stamp = {
-        "matmul_ms": statistics.median(matmuls),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "device": torch.cuda.get_device_name(),
-    }
-    return [row | stamp for row in rows]
-
-
-def main() -> None:
-    """Run the cases, print a table each, write JSON where asked."""
+def main() -> int:
+    """Run the cases, print a table each, write JSON and compare where asked."""
     arguments = _arguments()
-    rows = []
-    for name in arguments.shapes:
-        for kind in arguments.data:
-            case = data.make(data.SHAPES[name], kind, arguments.rows, torch.device("cuda"))
-            found = run_case(case, arguments.peers, arguments.repeats)
-            lines = [report.head(found, case.statistics), *map(report.line, found)]
-            sys.stdout.write("\n".join(lines) + "\n\n")
-            sys.stdout.flush()
-            rows += found
-            if arguments.json is not None:
-                report.write(rows, arguments.json)
-            del case
-            torch.cuda.empty_cache()
+    if not torch.cuda.is_available():
+        sys.stderr.write("the benchmark needs a CUDA device\n")
+        return 2
+    selection = _selection(arguments)
+    rows = cases.run(selection, arguments.json)
+    if arguments.check is None:
+        return 0
+    recorded = [row for row in report.read(arguments.check) if selection.covers(row)]
+    faults = check.regressions(rows, recorded)
+    sys.stdout.write("".join(f"{fault}\n" for fault in faults))
+    if {row["device"] for row in rows} != {row["device"] for row in recorded}:
+        sys.stdout.write("recorded on another device: times are not compared\n")
+    sys.stdout.write(f"{len(recorded)} rows compared, {len(faults)} figures worse\n")
+    return 1 if faults or not recorded else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -78,9 +78,9 @@ def make(
     if kind == "shuffled":
         c = c[torch.randperm(shape.v, generator=random, device=device)].contiguous()
     targets = _labels(e, c, shape.softcap, random)
-    statistics = _statistics(e, c, shape.softcap)
+    found = statistics(e, c, shape.softcap)
     lost = torch.rand(n, generator=random, device=device) < ignored
-    return Case(shape, kind, e, c, targets.masked_fill(lost, IGNORE_INDEX), statistics)
+    return Case(shape, kind, e, c, targets.masked_fill(lost, IGNORE_INDEX), found)
 
 
 def _flat(
@@ -130,7 +130,7 @@ def _labels(
     return torch.cat(parts)
 
 
-def _statistics(
+def statistics(
     e: torch.Tensor, c: torch.Tensor, softcap: float | None, rows: int = 1024
 ) -> dict[str, float]:
     """How sparse the softmax is, over the first rows."""

@@ -1,5 +1,7 @@
 """This package's kernels as implementations of the benchmark, by preset."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +11,10 @@ from cce_core.bench.measure import Implementation
 from cce_core.config import LossConfig
 from cce_core.kernels import loss
 from cce_core.problem import Head, Problem, RowGrads, Wanted
+
+NAME = "headroom"
+FROZEN = "frozen head"
+"""The default preset where no gradient of C is wanted, as in LoRA."""
 
 
 def _implementation(case: Case, preset: str, config: LossConfig, *, head: bool) -> Implementation:
@@ -29,13 +35,27 @@ def _implementation(case: Case, preset: str, config: LossConfig, *, head: bool) 
         grads = loss.backward(state, RowGrads(upstream, -upstream))
         return value, grads.e, grads.c
 
-    return Implementation("headroom", preset, forward, both)
+    return Implementation(NAME, preset, forward, both)
 
 
-def implementations(case: Case) -> list[Implementation]:
-    """Default, exact, and default with a frozen head; the forward column is the loss alone."""
+def filter_preset(eps: float) -> str:
+    """The name of the default preset at another threshold: "eps=2^-10"."""
+    return f"eps=2^{math.log2(eps):g}"
+
+
+def presets(eps: Sequence[float] = ()) -> dict[str, LossConfig]:
+    """The configurations that are measured, by the name of their rows."""
+    return {
+        "default": LossConfig(),
+        "exact": LossConfig(preset="exact"),
+        FROZEN: LossConfig(),
+        **{filter_preset(value): LossConfig(filter_eps=value) for value in eps},
+    }
+
+
+def implementations(case: Case, eps: Sequence[float] = ()) -> list[Implementation]:
+    """Every preset; the forward column is the loss alone, for which nothing is kept."""
     return [
-        _implementation(case, "default", LossConfig(), head=True),
-        _implementation(case, "exact", LossConfig(preset="exact"), head=True),
-        _implementation(case, "frozen head", LossConfig(), head=False),
+        _implementation(case, name, config, head=name != FROZEN)
+        for name, config in presets(eps).items()
     ]

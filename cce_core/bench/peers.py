@@ -4,7 +4,7 @@ Peers are an extra of the benchmark: one that is not installed is reported as ab
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -66,7 +66,7 @@ def _liger(case: Case) -> Loss:
     return call
 
 
-def implementations(case: Case, names: list[str]) -> tuple[list[Implementation], list[str]]:
+def implementations(case: Case, names: Sequence[str]) -> tuple[list[Implementation], list[str]]:
     """The peers asked for, and the names of those that are not installed."""
     found, absent = [], []
     for name in names:
@@ -87,4 +87,4 @@ def implementations(case: Case, names: list[str]) -> tuple[list[Implementation],
     return found, absent
 
 
-NAMES = ["eager", "torch.compile", "cut-cross-entropy", "liger-kernel"]
+NAMES = ("eager", "torch.compile", "cut-cross-entropy", "liger-kernel")

@@ -42,3 +42,9 @@ def head(rows: list[Row], statistics: dict[str, float]) -> str:
 def write(rows: list[Row], path: Path) -> None:
     """The rows as a JSON list, one row a line."""
     path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+def read(path: Path) -> list[Row]:
+    """The rows that `write` wrote."""
+    rows: list[Row] = json.loads(path.read_text())
+    return rows
