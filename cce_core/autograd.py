@@ -99,6 +99,6 @@ def row_statistics(
     call = _Call(implementation, config, problem.head, problem.wanted)
     apply = _Statistics.apply
     if torch.compiler.is_compiling():  # its loops would be unrolled
-        apply = torch.compiler.disable(apply)
+        apply = torch.compiler.disable(apply)  # type: ignore[no-untyped-call]
     stats = apply(problem.e, problem.c, problem.bias, problem.targets, call)  # type: ignore[no-untyped-call]
     return RowStats(*stats)
