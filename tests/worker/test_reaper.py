@@ -124,7 +124,7 @@ def test_several_reapers_repair_a_job_once(deployment: Deployment, reaper: Reape
 
 
 def test_expired_files_go_with_their_bytes(deployment: Deployment, reaper: Reaper) -> None:
-    soon = int(time.time()) + 1
+    soon = int(time.time()) + 3
     expiring, lasting = deployment.upload(expires_at=soon), deployment.upload()
     reaper.sweep()
     assert deployment.storage.exists(f"files/{expiring}")
