@@ -47,7 +47,8 @@ class LossConfig:
             leaves out nothing. Reference and blocked are exact under either.
         filter_eps: The probability below which the Triton backward may approximate; None is exact;
             "auto" is the preset's own: 2**-12 for "default", None for "exact".
-        deterministic: The same bits on each run. Reference and blocked always are.
+        deterministic: The same bits on each run. Reference and blocked always are; the Triton
+            implementation is then exact, whatever `preset` says.
         scratch_bytes: Bound on the blocked implementation's tile of logits; None is 4 MiB on CPU
             (a tile stays in the cache), 64 MiB on other devices.
     """

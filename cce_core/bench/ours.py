@@ -17,7 +17,8 @@ FROZEN = "frozen head"
 """The default preset where no gradient of C is wanted, as in LoRA."""
 
 
-def _implementation(case: Case, preset: str, config: LossConfig, *, head: bool) -> Implementation:
+def implementation(case: Case, preset: str, config: LossConfig, *, head: bool) -> Implementation:
+    """The kernels under `config`; no gradient of C unless `head`. `preset` names the row."""
     kept = (case.targets >= 0).float()
     upstream = kept / kept.sum()
 
@@ -56,6 +57,6 @@ def presets(eps: Sequence[float] = ()) -> dict[str, LossConfig]:
 def implementations(case: Case, eps: Sequence[float] = ()) -> list[Implementation]:
     """Every preset; the forward column is the loss alone, for which nothing is kept."""
     return [
-        _implementation(case, name, config, head=name != FROZEN)
+        implementation(case, name, config, head=name != FROZEN)
         for name, config in presets(eps).items()
     ]

@@ -1,8 +1,8 @@
 """The head of a language model that this machine trains itself, as benchmark data.
 
-A model of about 100 M parameters, V 65536, learns Python source code for a minute and a half; its hidden
-states on text held out, its head and the true next tokens are kept on disk. Unlike generated data
-its tail is a real one: correlated, and of no low rank.
+A model of about 100 M parameters, V 65536, learns Python source code for a minute and a half; its
+hidden states on text held out, its head and the true next tokens are kept on disk. Unlike generated
+data its tail is a real one: correlated, and of no low rank.
 
     python -m cce_core.bench.trained [--smoke] [--cache FOLDER]      make it, say what it is like
 """

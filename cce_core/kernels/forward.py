@@ -6,9 +6,11 @@
     mass[b, i] = sum over block b of exp(z[i, v] - ref[i])     (bf16, for the filtered backward)
 
 ref[i] is the label's logit. Sums and peaks are combined across tiles by fp32 atomics, without
-locks. exp is clamped at exp(CLAMP): a row whose peak is further above ref than that is wrong in
-the first pass, is seen by its peak, and the second pass, which returns at once otherwise, counts
-it again relative to its peak. N rows, V vocabulary, D width; offsets into (b, i) are 64-bit.
+locks; ORDERED stores each tile's sums instead, which the launcher adds up in a fixed order (a
+maximum is the same in any). exp is clamped at exp(CLAMP): a row whose peak is further above ref
+than that is wrong in the first pass, is seen by its peak, and the second pass, which returns at
+once otherwise, counts it again relative to its peak.
+N rows, V vocabulary, D width, T tiles of columns; offsets into (b, i) and (t, i) are 64-bit.
 """
 
 # ruff: noqa: N803, D103, SIM102 - Triton's language: constants are upper case,
@@ -20,7 +22,16 @@ import triton.language as tl
 
 from cce_core.kernels.primitives import LOG2E, capped, dot, grouped_tile
 
-CLAMP = tl.constexpr(80.0)  # exp(80) * 2**20 < the largest fp32
+CLAMP = tl.constexpr(80.0)  # exp(80) * 2**12 < the largest fp32; a row with more is counted again
+
+
+@triton.jit
+def add(ptr, tile, row, here, value, N, ORDERED: tl.constexpr):
+    """Add a tile's share to its rows' sums (N,), or store it as the tile's own, (T, N)."""
+    if ORDERED:
+        tl.store(ptr + tile.to(tl.int64) * N + row, value, mask=here)
+    else:
+        tl.atomic_add(ptr + row, value, mask=here, sem="relaxed")
 
 
 @triton.jit
@@ -31,10 +42,10 @@ def forward_kernel(
     ref_ptr,  # (N,) fp32
     rows_ptr,  # () int32, rows that count
     redo_ptr,  # () int32, read if REDO: zero returns at once
-    sum_ptr,  # (N,) fp32, zeroed
+    sum_ptr,  # (N,) fp32, zeroed; (T, N) if ORDERED
     peak_ptr,  # (N,) fp32, -inf
-    logit_sum_ptr,  # (N,) fp32, zeroed; if WITH_MEAN: sum_v z
-    product_ptr,  # (N,) fp32, zeroed; if WITH_ENTROPY: sum_v z exp(z - ref)
+    logit_sum_ptr,  # as sum_ptr; if WITH_MEAN: sum_v z
+    product_ptr,  # as sum_ptr; if WITH_ENTROPY: sum_v z exp(z - ref)
     mass_ptr,  # (ceil(V / BLOCK), N) bf16; if WITH_MASS
     N,
     V,
@@ -46,6 +57,7 @@ def forward_kernel(
     WITH_MEAN: tl.constexpr,
     WITH_ENTROPY: tl.constexpr,
     WITH_MASS: tl.constexpr,
+    ORDERED: tl.constexpr,
     REDO: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -81,17 +93,15 @@ def forward_kernel(
         if HAS_CAP:
             z = capped(z, cap)
         if WITH_MEAN:
-            tl.atomic_add(
-                logit_sum_ptr + row, tl.sum(tl.where(inside, z, 0.0), 1), mask=here, sem="relaxed"
-            )
+            logit_sum = tl.sum(tl.where(inside, z, 0.0), 1)
+            add(logit_sum_ptr, n, row, here, logit_sum, N, ORDERED)
         z = tl.where(inside, z, float("-inf"))
         ref = tl.load(ref_ptr + row, mask=here, other=0.0)
         tl.atomic_max(peak_ptr + row, tl.max(z, 1), mask=here, sem="relaxed")
         w = tl.exp2(tl.minimum(z * LOG2E - (ref * LOG2E)[:, None], CLAMP * LOG2E))
         if WITH_ENTROPY:
-            tl.atomic_add(
-                product_ptr + row, tl.sum(w * tl.where(inside, z, 0.0), 1), mask=here, sem="relaxed"
-            )
+            product = tl.sum(w * tl.where(inside, z, 0.0), 1)
+            add(product_ptr, n, row, here, product, N, ORDERED)
         if WITH_MASS:
             parts: tl.constexpr = BLOCK_V // BLOCK
             mass = tl.sum(tl.reshape(w, (BLOCK_N, parts, BLOCK)), 2)
@@ -102,4 +112,4 @@ def forward_kernel(
             total = tl.sum(mass, 1)
         else:
             total = tl.sum(w, 1)
-        tl.atomic_add(sum_ptr + row, total, mask=here, sem="relaxed")
+        add(sum_ptr, n, row, here, total, N, ORDERED)

@@ -2,8 +2,9 @@
 
 Rule of use: CUDA of compute capability 8.0 or later (or the interpreter), E and C both bf16 or both
 fp16, D a multiple of 8 and 16-byte aligned rows for the tensor copy engine, C contiguous. The
-filtered backward serves bf16 without bias and without a gradient of the mean logit; what it does
-not serve is computed exactly, which is always right.
+filtered backward serves bf16 without bias and without a gradient of the mean logit, and not the
+deterministic mode, since the order of its lists varies; what it does not serve is computed exactly,
+which is always right.
 """
 
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ class State:
     exact: torch.Tensor | None = None  # () int32 after a filtered backward: 1 where it fell back
 
 
-def refuses(problem: Problem, config: LossConfig) -> str | None:
+def refuses(problem: Problem, config: LossConfig) -> str | None:  # noqa: ARG001  the seam's shape
     """Why this problem cannot be served; None if it can. The rule is the module's."""
     e, c = problem.e, problem.c
     if not interpreted():
@@ -45,8 +46,6 @@ def refuses(problem: Problem, config: LossConfig) -> str | None:
             return f"needs CUDA tensors, got {e.device}"
         if torch.cuda.get_device_capability(e.device)[0] < 8:
             return "needs a GPU of compute capability 8.0 or later"
-    if config.deterministic:
-        return "has no deterministic mode: pass implementation='blocked' or 'auto'"
     if e.dtype not in (torch.bfloat16, torch.float16):
         return f"needs bfloat16 or float16, got {e.dtype}"
     if e.shape[1] % 8 or not c.is_contiguous() or e.data_ptr() % 16 or c.data_ptr() % 16:
@@ -64,7 +63,8 @@ def forward(problem: Problem, config: LossConfig) -> tuple[RowStats, State]:
         problem.head.scale,
         problem.head.softcap,
     )
-    eps = config.eps if wanted.gradients and e.dtype == torch.bfloat16 and bias is None else None
+    served = e.dtype == torch.bfloat16 and bias is None and not config.deterministic
+    eps = config.eps if wanted.gradients and served else None
     rows = gather_rows(
         e,
         head.c,
@@ -75,7 +75,12 @@ def forward(problem: Problem, config: LossConfig) -> tuple[RowStats, State]:
         compact=wanted.gradients or not e.is_contiguous(),
     )
     found = row_statistics(
-        rows, head, mean=wanted.mean, entropy=wanted.entropy, mass=eps is not None
+        rows,
+        head,
+        mean=wanted.mean,
+        entropy=wanted.entropy,
+        mass=eps is not None,
+        ordered=config.deterministic,
     )
     options = None if eps is None else Filter.of(eps)
     kind = None if bias is None else bias.dtype

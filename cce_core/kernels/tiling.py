@@ -1,10 +1,10 @@
 """Tile sizes, warps and pipeline depth per architecture, checked ahead of time for spills.
 
-No search at run time. Hopper and later: 128 x 256 x 64 tiles on two warpgroups, three stages of
+No search at run time. Hopper and Blackwell: 128 x 256 x 64 tiles on two warpgroups, three stages of
 TMA loads. Ampere and Ada: smaller tiles, less shared memory.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -59,6 +59,11 @@ HOPPER = Tilings(
     tail=Tiling(128, 128, 64, 1, 4, 3, flatten=False, residency=2),
     block=128,
 )
+BLACKWELL = replace(  # accumulators come back from tensor memory: more warps share their registers
+    HOPPER,
+    pairs=Tiling(64, 128, 64, 1, 8, 4, flatten=False),
+    tail=Tiling(128, 128, 64, 1, 8, 3, flatten=False),
+)
 AMPERE = Tilings(
     logits=Tiling(128, 128, 32, 16, 8, 3, flatten=False),
     slices=Tiling(128, 128, 32, 16, 8, 3, flatten=False),
@@ -89,8 +94,15 @@ def tilings(device: torch.device) -> Tilings:
     """The configurations for `device`; the interpreter gets the small ones."""
     if interpreted():
         return TINY
-    major, _ = torch.cuda.get_device_capability(device)
-    return HOPPER if major >= 9 else AMPERE
+    return of_capability(torch.cuda.get_device_capability(device)[0])
+
+
+def of_capability(major: int) -> Tilings:
+    """The configurations for a major compute capability.
+
+    8 is Ampere and Ada, 9 Hopper, 10 Blackwell; its desktop cards, 12, have Ada's shared memory.
+    """
+    return {9: HOPPER, 10: BLACKWELL}.get(major, AMPERE)
 
 
 @lru_cache

@@ -45,6 +45,7 @@ def configurations(tiles: tiling.Tilings):
         boxes = {"e_desc": (t.block_n, t.block_d), "c_desc": (t.block_v, t.block_d)}
         for mass in (False, True):
             more = {"HAS_CAP": cap, "WITH_MASS": mass, "REDO": True, "FLATTEN": t.flatten}
+            more["ORDERED"] = not mass
             constants = COMMON | rest | block | more
             yield forward.forward_kernel, boxes, {}, constants, t.warps, t.stages
         s = tiles.slices
@@ -131,7 +132,7 @@ def stack_bytes(cubin: bytes) -> int:
 
 def main() -> None:
     architecture = int(sys.argv[1])
-    tiles = tiling.HOPPER if architecture >= 90 else tiling.AMPERE
+    tiles = tiling.of_capability(architecture // 10)
     for configuration in configurations(tiles):
         kernel, constants = configuration[0], configuration[3]
         made = compiled(configuration, architecture)

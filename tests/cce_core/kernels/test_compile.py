@@ -9,10 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 SIX_REGISTERS = 24
-"""What the pairs kernel without softcap keeps on the stack on Hopper: once a tile, of 100 us."""
+"""What the pairs kernel without softcap keeps on the stack on Hopper (four on Blackwell): once a tile, of 100 us."""
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("architecture", [80, 90, 100])
 def test_no_configuration_spills(architecture) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     program = Path(__file__).with_name("compile_all.py")
@@ -27,6 +27,6 @@ def test_no_configuration_spills(architecture) -> None:
     lines = [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
     assert len(lines) >= 19
     spilled = {name: int(stack) for name, stack in lines if int(stack) > 0}
-    allowed = {"pair_logits_kernel WITH_POOL,WITH_LIST,EVEN_D"} if architecture == 90 else set()
+    allowed = {"pair_logits_kernel WITH_POOL,WITH_LIST,EVEN_D"} if architecture >= 90 else set()
     assert set(spilled) <= allowed
     assert all(stack <= SIX_REGISTERS for stack in spilled.values())

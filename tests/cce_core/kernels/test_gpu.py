@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cce_core.bench import data, measure, ours
+from cce_core.config import LossConfig
 
 pytestmark = pytest.mark.gpu
 
@@ -59,6 +60,14 @@ def test_no_synchronization_and_a_graph_gives_the_same(device, preset, kind) -> 
     torch.cuda.synchronize()
     for got, expected in zip(captured, eager, strict=True):
         assert measure.relative_error(got.reshape(-1, 1), expected.float().reshape(-1, 1)) < 1e-3
+
+
+def test_deterministic_gives_the_same_bits(device) -> None:
+    case = data.make(SMALL, "realistic", 2048, device)
+    chosen = ours.implementation(case, "", LossConfig(deterministic=True), head=True)
+    first = chosen.both()
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(first, chosen.both(), strict=True))
 
 
 @pytest.mark.parametrize("kind", data.KINDS)
