@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 SIX_REGISTERS = 24
-"""What the pairs kernel without softcap keeps on the stack on Hopper (four on Blackwell): once a tile, of 100 us."""
+"""What the pairs kernel without softcap keeps on the stack on Hopper: once a tile, of 100 us."""
 
 
 @pytest.mark.parametrize("architecture", [80, 90, 100])
