@@ -30,6 +30,9 @@ def _arguments() -> argparse.Namespace:
         metavar="JSON",
         help="compare with the rows on record; exit 1 where a figure is worse beyond its margin",
     )
+    parser.add_argument(
+        "--sweep", action="store_true", help="instead of the shapes: sizes N, V and D in turn"
+    )
     parser.add_argument("--smoke", action="store_true", help="trained data of a tiny model")
     parser.add_argument(
         "--cache", type=Path, default=trained.default_cache(), help="folder of trained data"
@@ -37,18 +40,31 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _sizes(arguments: argparse.Namespace, training: trained.Training) -> list[cases.Size]:
+    if arguments.sweep:
+        return cases.sweep()
+    sizes = [
+        (data.SHAPES[name], kind, arguments.rows)
+        for name in arguments.shapes
+        for kind in arguments.data
+        if kind != trained.KIND
+    ]
+    if trained.KIND in arguments.data:
+        sizes.append((training.shape, trained.KIND, arguments.rows))
+    return sizes
+
+
 def _selection(arguments: argparse.Namespace) -> cases.Selection:
     others = arguments.peers
     if others is None:
         others = peers.NAMES if arguments.check is None else ()
+    training = trained.SMOKE if arguments.smoke else trained.FULL
     return cases.Selection(
-        shapes=tuple(arguments.shapes),
-        kinds=tuple(arguments.data),
+        sizes=tuple(_sizes(arguments, training)),
         peers=tuple(others),
         eps=tuple(2.0**-k for k in arguments.eps),
-        rows=arguments.rows,
         repeats=arguments.repeats,
-        training=trained.SMOKE if arguments.smoke else trained.FULL,
+        training=training,
         cache=arguments.cache,
     )
 

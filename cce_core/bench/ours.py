@@ -1,4 +1,4 @@
-"""This package's kernels as implementations of the benchmark, by preset."""
+"""This package's implementations in the benchmark: the kernels by preset, and the blocked one."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from cce_core import blocked
 from cce_core.bench.data import Case
 from cce_core.bench.measure import Implementation
 from cce_core.config import LossConfig
@@ -18,14 +19,15 @@ FROZEN = "frozen head"
 
 
 def implementation(case: Case, preset: str, config: LossConfig, *, head: bool) -> Implementation:
-    """The kernels under `config`; no gradient of C unless `head`. `preset` names the row."""
+    """Ours under `config`; no gradient of C unless `head`. `preset` names the row."""
     kept = (case.targets >= 0).float()
     upstream = kept / kept.sum()
+    engine = blocked if config.implementation == "blocked" else loss
 
     def rows(wanted: Wanted) -> tuple[torch.Tensor, Any]:
         logit = Head(case.shape.softcap)
         problem = Problem(case.e, case.c, None, case.targets, logit, wanted)
-        found, state = loss.forward(problem, config)
+        found, state = engine.forward(problem, config)
         return torch.dot(found.lse - found.label_logit, upstream), state
 
     def forward() -> torch.Tensor:
@@ -33,7 +35,7 @@ def implementation(case: Case, preset: str, config: LossConfig, *, head: bool) -
 
     def both() -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         value, state = rows(Wanted(e=True, c=head))
-        grads = loss.backward(state, RowGrads(upstream, -upstream))
+        grads = engine.backward(state, RowGrads(upstream, -upstream))
         return value, grads.e, grads.c
 
     return Implementation(NAME, preset, forward, both)
@@ -50,6 +52,7 @@ def presets(eps: Sequence[float] = ()) -> dict[str, LossConfig]:
         "default": LossConfig(),
         "exact": LossConfig(preset="exact"),
         FROZEN: LossConfig(),
+        "blocked": LossConfig(implementation="blocked"),
         **{filter_preset(value): LossConfig(filter_eps=value) for value in eps},
     }
 

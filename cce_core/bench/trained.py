@@ -35,6 +35,11 @@ class Training:
     held_out: int  # characters that the hidden states are taken on
 
     @property
+    def shape(self) -> data.Shape:
+        """The loss layer that comes of it."""
+        return data.Shape(self.name, self.size.v, self.size.d)
+
+    @property
     def file_name(self) -> str:
         """Another configuration, another file."""
         digest = hashlib.sha256(repr(self).encode()).hexdigest()[:12]
@@ -52,7 +57,7 @@ FULL = Training(
 SMOKE = Training(
     "python-smoke",
     Size(v=512, d=32, layers=2, heads=2, context=64),
-    Schedule(batch=8, steps=200, seconds=20.0, learning_rate=4e-3),
+    Schedule(batch=8, steps=200, seconds=120.0, learning_rate=4e-3),
     text_size=200_000,
     vocabulary_size=100_000,
     held_out=20_000,
@@ -111,7 +116,6 @@ def case(
         raise ValueError(f"{training.name} has {len(held['e'])} rows held out, got rows={n}")
     e, c, labels = (held[name].to(device) for name in ("e", "c", "labels"))
     e, labels = e[:n].contiguous(), labels[:n]
-    shape = data.Shape(training.name, training.size.v, training.size.d)
     random = torch.Generator(device=device).manual_seed(0)
     lost = torch.rand(n, generator=random, device=device) < ignored
     statistics = data.statistics(e, c, None) | {
@@ -119,7 +123,9 @@ def case(
         "steps": held["steps"].item(),
         "tokens": held["tokens"].item(),
     }
-    return data.Case(shape, KIND, e, c, labels.masked_fill(lost, data.IGNORE_INDEX), statistics)
+    return data.Case(
+        training.shape, KIND, e, c, labels.masked_fill(lost, data.IGNORE_INDEX), statistics
+    )
 
 
 def _loss(e: torch.Tensor, c: torch.Tensor, labels: torch.Tensor) -> float:
@@ -134,7 +140,9 @@ def _loss(e: torch.Tensor, c: torch.Tensor, labels: torch.Tensor) -> float:
 def main() -> None:
     """Make the data and print its statistics."""
     parser = argparse.ArgumentParser(prog="python -m cce_core.bench.trained", description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="a tiny model, in seconds on a CPU")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a tiny model, in seconds on an idle CPU"
+    )
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of the data")
     parser.add_argument("--rows", type=int, default=None, help="of the statistics")
     arguments = parser.parse_args()
