@@ -1,0 +1,204 @@
+"""Attach the loss to a causal LM of Hugging Face transformers, of any family.
+
+A causal LM is a trunk, whose last hidden states go into a head. The head's weight, bias, scale and
+softcap are read from the model and its config. Whether that is all that the family does to its
+logits is not a matter of belief: `attach` compares with the model's own logits and refuses.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from cce_core.config import LossConfig
+from cce_core.head import Head
+
+_ATTACHED = "_cut_cross_entropy"
+_CHECKED_ROWS = 16
+# The check's largest logit: a fresh model's are so small that no softcap would show.
+_CHECKED_LOGIT = 40.0
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2, torch.float64: 1e-5}
+
+
+class UnsupportedModelError(ValueError):
+    """The model is no trunk and linear head, or its logits are not what the head says."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A causal LM as trunk and head.
+
+    Attributes:
+        model: The causal LM itself, under adapters if there are any.
+        trunk: Maps token ids (B, T) to an output with `last_hidden_state` (B, T, D).
+        head: The head, with the model's own weight.
+    """
+
+    model: Any
+    trunk: Any
+    head: Head
+
+
+def split(model: Any) -> Split:
+    """Find trunk and head of a causal LM, also inside a peft model.
+
+    Raises:
+        UnsupportedModelError: It has no trunk, or its head is no plain linear layer.
+    """
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = core.get_output_embeddings() if hasattr(core, "get_output_embeddings") else None
+    if not isinstance(head, nn.Linear):
+        raise UnsupportedModelError(
+            f"The head of {type(core).__name__} is {type(head).__name__}; expected nn.Linear."
+        )
+    if core.base_model is core:
+        raise UnsupportedModelError(f"{type(core).__name__} has no trunk below its head.")
+    config = core.config.get_text_config()
+    factor = getattr(config, "logit_scale", None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Split(core, core.base_model, Head(head.weight, head.bias, factor / divisor, softcap))
+
+
+def attach(model: Any, config: LossConfig | None = None) -> None:
+    """Make `model(..., labels=...)` compute its loss without logits, which are then None.
+
+    Labels stand at the positions of their tokens, as transformers has it; `num_items_in_batch`
+    and `shift_labels`, which its Trainer passes, are honoured. Without labels nothing changes.
+
+    Args:
+        model: A causal LM, also one inside a peft model; it is changed in place.
+        config: Which implementation, and how exact.
+
+    Raises:
+        UnsupportedModelError: The model is no trunk and linear head, its logits or their gradients
+            on a few random tokens are not what the head says, or it is attached already.
+    """
+    parts = split(model)
+    if hasattr(parts.model, _ATTACHED):
+        raise UnsupportedModelError("The loss is attached already; detach it first.")
+    config = config if config is not None else LossConfig()
+    _check(parts, config)
+    own = parts.model.forward
+    setattr(parts.model, _ATTACHED, own)
+    parts.model.forward = _replacement(parts, own, config)
+
+
+def detach(model: Any) -> None:
+    """Give a model that the loss is attached to its own forward back.
+
+    Raises:
+        ValueError: Nothing is attached.
+    """
+    core = split(model).model
+    if not hasattr(core, _ATTACHED):
+        raise ValueError("No loss is attached to this model.")
+    core.forward = getattr(core, _ATTACHED)
+    delattr(core, _ATTACHED)
+
+
+def _replacement(parts: Split, own: Callable[..., Any], config: LossConfig) -> Callable[..., Any]:
+    signature = inspect.signature(own)
+    dropped = {"logits_to_keep", "return_dict", "labels"}
+
+    @wraps(own)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs).arguments
+        given = {**bound, **bound.pop("kwargs", {})}
+        shifted = given.pop("shift_labels", None)
+        labels = given.get("labels") if shifted is None else shifted
+        if labels is None:
+            return own(*args, **kwargs)
+        num_items = given.pop("num_items_in_batch", None)
+        states = parts.trunk(**{name: v for name, v in given.items() if name not in dropped})
+        loss = _head(parts).loss(
+            states.last_hidden_state,
+            labels,
+            config,
+            shift=1 if shifted is None else 0,
+            num_items=num_items,
+        )
+        return _output(loss.loss, states)
+
+    return forward
+
+
+def _head(parts: Split) -> Head:
+    """The head as it is now: adapters and dtype casts may have replaced its weight."""
+    return split(parts.model).head
+
+
+def _output(loss: torch.Tensor, states: Any) -> Any:
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    return CausalLMOutputWithPast(
+        loss=loss,
+        past_key_values=states.get("past_key_values"),
+        hidden_states=states.get("hidden_states"),
+        attentions=states.get("attentions"),
+    )
+
+
+def _check(parts: Split, config: LossConfig) -> None:
+    """Compare losses and gradients with those of the model's own logits on random tokens."""
+    training = parts.model.training
+    parts.model.eval()  # dropout would differ between two passes
+    try:
+        states, truth = _own_gradients(parts)
+        found = _our_gradients(parts, states, config)
+    finally:
+        parts.model.train(training)
+    tolerance = _TOLERANCE[states.dtype]
+    for name, ours, own in zip(
+        ("loss", "gradient of the hidden states"), found, truth, strict=True
+    ):
+        error = float((ours.float() - own.float()).norm() / own.float().norm().clamp_min(1e-12))
+        if not error <= tolerance:  # NaN fails too
+            raise UnsupportedModelError(
+                f"The {name} of {type(parts.model).__name__} on random tokens differs by "
+                f"{error:.1e} from that of its own logits; expected at most {tolerance:.0e}. "
+                "It does something to its logits beyond weight, bias, scale and softcap."
+            )
+
+
+def _tokens(parts: Split) -> torch.Tensor:
+    vocabulary, device = parts.head.weight.shape[0], parts.head.weight.device
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocabulary, (1, _CHECKED_ROWS), generator=generator).to(device)
+
+
+def _own_gradients(parts: Split) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """The hidden states, and loss and gradient from the model's own code above them."""
+    leaves: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def cut(_module: nn.Module, _args: Any, output: Any) -> Any:
+        states = output.last_hidden_state.detach()
+        largest = parts.head.logits(states).abs().amax().clamp_min(1e-6)
+        leaves.append((states * (_CHECKED_LOGIT / largest)).to(states.dtype).requires_grad_())
+        output.last_hidden_state = leaves[0]
+        return output
+
+    tokens = _tokens(parts)
+    hook = parts.trunk.register_forward_hook(cut)
+    try:
+        with torch.enable_grad():
+            logits = parts.model(input_ids=tokens, use_cache=False).logits
+    finally:
+        hook.remove()
+    loss = functional.cross_entropy(logits[0, :-1].float(), tokens[0, 1:])
+    return leaves[0], (loss.detach(), torch.autograd.grad(loss, leaves[0])[0])
+
+
+def _our_gradients(
+    parts: Split, states: torch.Tensor, config: LossConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    leaf = states.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = parts.head.loss(leaf, _tokens(parts), config, shift=1).loss
+    return loss.detach(), torch.autograd.grad(loss, leaf)[0]
