@@ -19,7 +19,7 @@ def serve(settings: ServiceSettings) -> Iterator[str]:
     """Serve with `settings`; yields the URL."""
     config = uvicorn.Config(create_app(settings), log_config=None, access_log=False)
     server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+    with _listener() as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -32,3 +32,9 @@ def serve(settings: ServiceSettings) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+def _listener() -> socket.socket:
+    """A listening socket that knows it is TCP: asyncio turns Nagle's delay off for such alone."""
+    made = socket.create_server(("127.0.0.1", 0), backlog=512)
+    return socket.socket(fileno=made.detach())
