@@ -13,6 +13,7 @@ _Value = Annotated[str, StringConstraints(max_length=512)]
 _Suffix = Annotated[
     str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 ]
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 _Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -62,9 +63,9 @@ class JobCreate(TrainingOptions):
         }
     )
 
-    model: str = Field(description="A base model of `GET /v1/models`, or a fine-tuned one.")
-    training_file: str = Field(description="Id of a file with purpose `fine-tune`.")
-    validation_file: str | None = Field(
+    model: _Name = Field(description="A base model of `GET /v1/models`, or a fine-tuned one.")
+    training_file: _Name = Field(description="Id of a file with purpose `fine-tune`.")
+    validation_file: _Name | None = Field(
         None, description="Id of a file with purpose `fine-tune`, to evaluate on."
     )
     suffix: _Suffix | None = Field(None, description="A part of the fine-tuned model's name.")

@@ -15,12 +15,13 @@ LossImplementation = Literal["auto", "reference", "blocked", "triton"]
 LossPreset = Literal["default", "exact"]
 Purpose = Literal["fine-tune", "fine-tune-results"]
 DataFormat = Literal["chat", "text"]
+_ModuleName = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class Options(BaseModel):
-    """Base of the option objects: immutable; unknown fields and infinite numbers are errors."""
+    """Base of the option objects: immutable, and strict about types, names and finite numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class Hyperparameters(Options):
@@ -44,7 +45,7 @@ class LoraAdapter(Options):
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
     alpha: Annotated[float, Field(gt=0)] = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: Literal["all-linear"] | list[str] = Field(
+    targets: Literal["all-linear"] | Annotated[list[_ModuleName], Field(min_length=1)] = Field(
         "all-linear", description="Module names to adapt, or every linear layer but the head."
     )
 

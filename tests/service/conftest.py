@@ -1,49 +1,50 @@
-"""Fixtures of the API's tests: a server of the test's own, and clients of it."""
+"""Fixtures of the API's tests: one server for all of them, emptied for each, and its clients."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from redis import Redis
 
+from service.contract.models import Models
 from service.contract.settings import Settings
+from service.contract.storage import Storage
 from service.settings import ServiceSettings
+from tests.service.support import CHAT, upload
+from tests.support.redis_server import RedisServer
 from tests.support.server import serve
 from tests.support.stack import TINY
 
-CHAT = (
-    json.dumps(
-        {
-            "messages": [
-                {"role": "user", "content": "Hello?"},
-                {"role": "assistant", "content": "Hi."},
-            ]
-        }
-    )
-    + "\n"
-)
 
-
-@pytest.fixture
-def service_settings(settings: Settings, tmp_path: Path) -> ServiceSettings:
-    """A service on the test's Redis, with one base model in a folder and a pattern of hub ids."""
-    folder = tmp_path / "models" / TINY
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
+@pytest.fixture(scope="session")
+def service_settings(
+    redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> ServiceSettings:
+    """A service on the tests' Redis, with one base model in a folder and a pattern of hub ids."""
+    folder = tmp_path_factory.mktemp("service")
+    (folder / "models" / TINY).mkdir(parents=True)
+    (folder / "models" / TINY / "config.json").write_text("{}")
     return ServiceSettings(
-        **settings.model_dump(exclude={"model_folders", "hub_models"}),
-        model_folders=[tmp_path / "models"],
+        redis_url=redis_server.url,
+        storage_url=str(folder / "storage"),
+        model_folders=[folder / "models"],
         hub_models=["someone/*"],
     )
 
 
-@pytest.fixture
-def url(service_settings: ServiceSettings) -> Iterator[str]:
-    """A started server."""
+@pytest.fixture(scope="session")
+def server(service_settings: ServiceSettings) -> Iterator[str]:
+    """The URL of a started server."""
     with serve(service_settings) as url:
         yield url
+
+
+@pytest.fixture
+def url(server: str, settings: Settings) -> str:
+    """The URL of the server; nothing is recorded in its Redis."""
+    return server
 
 
 @pytest.fixture
@@ -63,4 +64,26 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 @pytest.fixture
 def training_file(client: openai.OpenAI) -> str:
     """The id of an uploaded training file."""
-    return client.files.create(file=("chat.jsonl", CHAT.encode()), purpose="fine-tune").id
+    return upload(client, CHAT).id
+
+
+@pytest.fixture
+def storage(service_settings: ServiceSettings) -> Storage:
+    """The storage of the server."""
+    return Storage(service_settings.storage_url)
+
+
+@pytest.fixture
+def models(redis: Redis) -> Models:
+    """The records of fine-tuned models."""
+    return Models(redis)
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that no other test sees: to be stopped, paused and misconfigured."""
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    server = RedisServer(folder)
+    yield server
+    server.kill()
