@@ -18,6 +18,8 @@ from service.dataset_rows import ChatRow, TextRow
 from service.faults import field_faults
 
 MAX_LINE_BYTES = 2 * 2**20
+# A line of the greatest length is read whole, with either of its ends.
+_PORTION_BYTES = MAX_LINE_BYTES + len(b"\r\n")
 MAX_LISTED = 100
 _MAX_TOLD = 10
 # A line with more errors than this is not taken apart: the list itself would need the memory.
@@ -110,12 +112,12 @@ def check(stream: IO[bytes]) -> Dataset:
 
 
 def _lines(stream: IO[bytes]) -> Iterator[bytes]:
-    """The lines without their ends; of one over the limit, the first `MAX_LINE_BYTES` + 1 bytes."""
-    while line := stream.readline(MAX_LINE_BYTES + 1):
+    """The lines without their ends; of one over the limit, the first `_PORTION_BYTES`."""
+    while line := stream.readline(_PORTION_BYTES):
         rest = line
-        while not rest.endswith(b"\n") and len(rest) > MAX_LINE_BYTES:
-            rest = stream.readline(MAX_LINE_BYTES + 1)
-        yield line if len(line) > MAX_LINE_BYTES else line.rstrip(b"\r\n")
+        while rest and not rest.endswith(b"\n"):
+            rest = stream.readline(_PORTION_BYTES)
+        yield line.rstrip(b"\r\n") if line.endswith(b"\n") else line
 
 
 def _check_line(findings: _Findings, number: int, line: bytes) -> None:
