@@ -7,7 +7,7 @@ import sys
 import uvicorn
 
 from service.app import create_app
-from service.auth import check_exposure
+from service.auth import ExposureError, check_exposure
 from service.settings import ServiceSettings
 
 # Open requests get this long after SIGTERM: none of them is long, but a download may be under way.
@@ -24,7 +24,10 @@ def main(arguments: list[str]) -> None:
     settings = ServiceSettings()
     sockets = None if chosen.fd is None else [socket.socket(fileno=chosen.fd)]
     host = chosen.host if sockets is None else sockets[0].getsockname()[0]
-    check_exposure(host, settings.api_keys_file)
+    try:
+        check_exposure(host, settings.api_keys_file)
+    except ExposureError as error:
+        parser.exit(1, f"{error}\n")
     config = uvicorn.Config(
         create_app(settings),
         host=host,

@@ -2,12 +2,12 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import FastAPI
 
-from service import problems
+from service import openapi, problems
 from service.dashboard import routes as dashboard
 from service.deps import open_services
 from service.middleware import BodyLimit, RequestIds
@@ -38,13 +38,16 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
     )
-    for routes in (files, fine_tuning, models, health, dashboard):
-        app.include_router(routes.router)
-    problems.install(app)
+    routers = [module.router for module in (files, fine_tuning, models, health, dashboard)]
+    for router in routers:
+        app.include_router(router)
+    problems.install(app, [route for router in routers for route in router.routes])
     app.add_middleware(BodyLimit, limit=lambda path: _body_limit(settings, path))
     app.add_middleware(RequestIds)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign] # FastAPI's documented way
+    keys_in_use = settings.api_keys_file is not None
+    app.openapi = partial(openapi.document, app, keys_in_use=keys_in_use)  # type: ignore[method-assign] # FastAPI's documented way
     return app
 
 
@@ -52,14 +55,3 @@ def _body_limit(settings: ServiceSettings, path: str) -> int:
     if path == files.PATH:
         return settings.max_file_bytes + _FORM_BYTES
     return settings.max_body_bytes
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The schema, less the 422 that FastAPI declares on its own: here such faults are 400."""
-    schema = FastAPI.openapi(app)
-    for operations in schema["paths"].values():
-        for operation in operations.values():
-            operation["responses"].pop("422", None)
-    for name in ("HTTPValidationError", "ValidationError"):
-        schema["components"]["schemas"].pop(name, None)
-    return schema

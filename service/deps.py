@@ -3,12 +3,13 @@
 Dependencies are `async` although they wait for nothing: plain functions would each cost a thread.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from redis import Redis
 
@@ -69,13 +70,34 @@ async def _services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(_services)]
 
 _BEARER = HTTPBearer(auto_error=False, description="Not needed where no API keys are in use.")
+Credentials = HTTPAuthorizationCredentials | None
+
+
+class GuardedRoute(APIRoute):
+    """A route for one organization: who is calling is settled before any of the body is read."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, behind the check of the API key."""
+        handle = super().get_route_handler()
+
+        async def guarded(request: Request) -> Response:
+            services: Services = request.app.state.services
+            sent = await _BEARER(request)
+            request.state.organization = services.keyring.organization(
+                sent.credentials if sent else None
+            )
+            return await handle(request)
+
+        return guarded
 
 
 async def _organization(
-    services: ServicesDep,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+    request: Request,
+    _: Annotated[Credentials, Depends(_BEARER)],  # for the OpenAPI document
 ) -> str:
-    return services.keyring.organization(credentials.credentials if credentials else None)
+    name: str = request.state.organization
+    return name
 
 
+# Only for the handlers of a `GuardedRoute`.
 Organization = Annotated[str, Depends(_organization)]

@@ -14,6 +14,7 @@ _REASONS = {
     "missing": "Field required",
     "model_attributes_type": "Expected a JSON object",
 }
+_NO_BODY = "Expected a JSON object, sent as application/json"
 
 
 @dataclass
@@ -86,8 +87,8 @@ def _has_deeper(place: tuple[int | str, ...], others: dict[tuple[int | str, ...]
 def _reason(error: ErrorDetails) -> str:
     if error["type"] == "json_invalid":
         return f"It is not JSON: {error['ctx']['error']}"
-    if error["type"] == "model_attributes_type" and not error["loc"]:
-        return "Expected a JSON object, sent as application/json"
+    if error["type"] in {"model_attributes_type", "missing"} and not error["loc"]:
+        return _NO_BODY
     return _REASONS.get(error["type"]) or error["msg"].removeprefix("Value error, ").rstrip(".")
 
 

@@ -8,14 +8,17 @@ wrong inside the server is told there, not to the caller.
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
 
 from service.contract.errors import (
     Conflict,
@@ -49,7 +52,7 @@ _HEADERS = {
     409: {"x-should-retry": "false"},
     503: {"Retry-After": str(RETRY_AFTER_S)},
 }
-_HTTP_CODES = {400: "invalid_body", 404: "unknown_url", 405: "method_not_allowed", 413: "too_large"}
+_HTTP_CODES = {400: "invalid_body", 404: "unknown_url", 413: "too_large"}
 _FIELD_CODES = {
     "missing": "missing_required_parameter",
     "extra_forbidden": "unknown_parameter",
@@ -97,11 +100,12 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of `app` with the envelope."""
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Answer every error of `app`, which serves `routes`, with the envelope."""
     app.add_exception_handler(HeadroomError, _on_headroom_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(405, partial(_on_wrong_method, routes))
     app.add_exception_handler(Exception, _on_defect)
 
 
@@ -120,7 +124,12 @@ async def _on_headroom_error(request: Request, error: Exception) -> JSONResponse
 
 async def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    parts = {"body": error.body, "query": request.query_params, "path": request.path_params}
+    parts = {
+        "body": error.body,
+        "query": request.query_params,
+        "path": request.path_params,
+        "header": request.headers,
+    }
     faults = [
         fault
         for part, value in parts.items()
@@ -137,15 +146,33 @@ async def _on_invalid_request(request: Request, error: Exception) -> JSONRespons
     return _answer(request, 400, detail)
 
 
-async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
-    """What the framework itself refuses: an unknown route, a wrong method, a broken body."""
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """What the framework itself refuses: an unknown route, a broken body; and 304, no error."""
     assert isinstance(error, HTTPException)
-    asked = f"{request.method} {request.url.path}"
-    messages = {404: f"No such route: {asked}.", 405: f"No such method on this route: {asked}."}
     status = error.status_code
-    message = messages.get(status, error.detail)
+    if status == 304:
+        return Response(status_code=status, headers=error.headers)
+    missing = f"No such route: {request.method} {request.url.path}."
+    message = missing if status == 404 else error.detail
     detail = _detail(status, message, code=_HTTP_CODES.get(status, "invalid_request"))
     return _answer(request, status, detail, error.headers)
+
+
+async def _on_wrong_method(
+    routes: Sequence[BaseRoute], request: Request, error: Exception
+) -> JSONResponse:
+    """`Allow` names the methods of every route of the path; the framework knows the first's."""
+    assert isinstance(error, HTTPException)
+    allowed = {
+        method
+        for route in routes
+        if isinstance(route, APIRoute) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
+    message = f"No such method on this route: {request.method} {request.url.path}."
+    detail = _detail(405, message, code="method_not_allowed")
+    headers = {"Allow": ", ".join(sorted(allowed))} if allowed else error.headers
+    return _answer(request, 405, detail, headers)
 
 
 async def _on_defect(request: Request, error: Exception) -> JSONResponse:

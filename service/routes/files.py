@@ -1,22 +1,24 @@
 """/v1/files: training data in, results out."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Form, Query, UploadFile
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from service import artefacts
 from service.contract.spec import Purpose
-from service.deps import Organization, ServicesDep
+from service.deps import GuardedRoute, Organization, ServicesDep
+from service.openapi import BINARY, links
 from service.problems import ERROR_RESPONSES
 from service.schemas import Deleted, File, Listing
 
 PATH = "/v1/files"
-router = APIRouter(prefix=PATH, tags=["Files"], responses=ERROR_RESPONSES)
+router = APIRouter(prefix=PATH, tags=["Files"], responses=ERROR_RESPONSES, route_class=GuardedRoute)
 
 _HOUR_S, _DAY_S = 3600, 86_400
+_OF_FILE = ("get_file", "get_file_content", "delete_file")
 
 
 class FileCreate(BaseModel):
@@ -34,6 +36,13 @@ class FileCreate(BaseModel):
         None, alias="expires_after[seconds]", description="From one hour to thirty days."
     )
 
+    @field_validator("file", mode="before")
+    @classmethod
+    def _is_file(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError("Expected a file: a part of the form that has a filename")  # noqa: TRY004 -- pydantic wants it
+        return value
+
     @model_validator(mode="after")
     def _anchor_with_seconds(self) -> "FileCreate":
         if (self.anchor is None) != (self.seconds is None):
@@ -41,7 +50,7 @@ class FileCreate(BaseModel):
         return self
 
 
-@router.post("")
+@router.post("", responses={200: {"links": links("file_id", *_OF_FILE)}})
 def upload_file(
     form: Annotated[FileCreate, Form()], org: Organization, services: ServicesDep
 ) -> File:
@@ -77,7 +86,7 @@ def get_file(file_id: str, org: Organization, services: ServicesDep) -> File:
     return File.of(services.files.get(org, file_id))
 
 
-@router.get("/{file_id}/content", response_class=StreamingResponse)
+@router.get("/{file_id}/content", response_class=StreamingResponse, responses=BINARY)
 def get_file_content(file_id: str, org: Organization, services: ServicesDep) -> StreamingResponse:
     """The bytes of a file."""
     record = services.files.get(org, file_id)

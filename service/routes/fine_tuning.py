@@ -6,18 +6,22 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from service import jobs
+from service.conditional import NOT_MODIFIED, IfChanged
 from service.contract.errors import InvalidRequest
 from service.contract.index import check_cursor
 from service.contract.job import TERMINAL
-from service.deps import Organization, ServicesDep
+from service.deps import GuardedRoute, Organization, ServicesDep
 from service.job_request import JobCreate
+from service.openapi import links
 from service.problems import ERROR_RESPONSES
 from service.schemas import Job, JobCheckpoint, JobEvent, Listing, MetricPoint
 
 PATH = "/v1/fine_tuning/jobs"
-router = APIRouter(prefix=PATH, tags=["Fine-tuning"], responses=ERROR_RESPONSES)
+router = APIRouter(
+    prefix=PATH, tags=["Fine-tuning"], responses=ERROR_RESPONSES, route_class=GuardedRoute
+)
 
-# How long a poller may well wait until a running job has news.
+# Seconds that a poller may well wait until a running job has news.
 _POLL_S = 1
 _CHECKPOINT = "ftckpt_"
 _METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
@@ -32,6 +36,12 @@ _METADATA_DOC: dict[str, Any] = {
             "schema": {"type": "object", "additionalProperties": {"type": "string"}},
         }
     ]
+}
+_OF_JOB = ("get_job", "cancel_job", "list_events", "list_metrics", "list_checkpoints")
+_LINKS = links("job_id", *_OF_JOB)
+_CREATED: dict[int | str, dict[str, Any]] = {
+    200: {"model": Job, "description": "A repeated request: the first one's job.", "links": _LINKS},
+    201: {"links": _LINKS},
 }
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
@@ -48,7 +58,7 @@ async def _metadata(request: Request) -> dict[str, str]:
     return {match[1]: value for match, value in matches if match}
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, responses=_CREATED)
 def create_job(
     body: JobCreate,
     org: Organization,
@@ -80,21 +90,16 @@ def list_jobs(
     return Listing.of(jobs.views(services, page.items), has_more=page.has_more)
 
 
-@router.get("/{job_id}", response_model=Job, responses={304: {"description": "Nothing is new."}})
+@router.get("/{job_id}", responses=NOT_MODIFIED)
 def get_job(
-    job_id: str,
-    org: Organization,
-    services: ServicesDep,
-    if_none_match: Annotated[str | None, Header()] = None,
-) -> Response:
+    job_id: str, org: Organization, services: ServicesDep, changed: IfChanged, response: Response
+) -> Job:
     """A job as it stands. Poll with `If-None-Match`: 304 costs next to nothing."""
-    # Before the job: should it change in between, the tag is the older, and a poller asks again.
-    etag = f'W/"{services.store.version(job_id, org)}"'
-    if etag in {tag.strip() for tag in (if_none_match or "").split(",")}:
-        return Response(status_code=304, headers={"ETag": etag, **_wait(ended=False)})
+    changed.check(services.store.version(job_id, org))
     job = jobs.get(services, org, job_id)
-    headers = {"ETag": etag, **_wait(ended=job.status in TERMINAL)}
-    return Response(job.model_dump_json(), media_type="application/json", headers=headers)
+    if job.status not in TERMINAL:
+        response.headers["Retry-After"] = str(_POLL_S)
+    return job
 
 
 @router.post("/{job_id}/cancel")
@@ -103,12 +108,13 @@ def cancel_job(job_id: str, org: Organization, services: ServicesDep) -> Job:
     return jobs.cancel(services, org, job_id)
 
 
-@router.get("/{job_id}/events")
+@router.get("/{job_id}/events", responses=NOT_MODIFIED)
 def list_events(
     *,
     job_id: str,
     org: Organization,
     services: ServicesDep,
+    changed: IfChanged,
     after: str | None = None,
     limit: Limit = 20,
     order: Annotated[
@@ -117,41 +123,39 @@ def list_events(
     ] = "desc",
 ) -> Listing[JobEvent]:
     """A job's history, newest first; with `order=asc`, `after` is the last event already seen."""
-    services.store.version(job_id, org)
+    changed.check(services.store.version(job_id, org))
     read = services.events.page if order == "desc" else services.events.since
     page = read(job_id, after=after, limit=limit)
     return Listing.of([JobEvent.of(event) for event in page.items], has_more=page.has_more)
 
 
-@router.get("/{job_id}/metrics")
+@router.get("/{job_id}/metrics", responses=NOT_MODIFIED)
 def list_metrics(
     job_id: str,
     org: Organization,
     services: ServicesDep,
+    changed: IfChanged,
     resolution: Annotated[int, Query(ge=2, le=5000, description="The most points.")] = 300,
 ) -> Listing[MetricPoint]:
     """Extension: the loss curve, oldest first, thinned evenly; the newest point is always there."""
-    services.store.version(job_id, org)
+    changed.check(services.store.version(job_id, org))
     points = services.events.metrics(job_id, resolution)
     return Listing.of([MetricPoint.of(event) for event in points])
 
 
-@router.get("/{job_id}/checkpoints")
+@router.get("/{job_id}/checkpoints", responses=NOT_MODIFIED)
 def list_checkpoints(
     job_id: str,
     org: Organization,
     services: ServicesDep,
+    changed: IfChanged,
     after: str | None = None,
     limit: Limit = 10,
 ) -> Listing[JobCheckpoint]:
     """A job's checkpoints, newest first; older ones than the last few are not kept."""
-    services.store.version(job_id, org)
+    changed.check(services.store.version(job_id, org))
     check_cursor(after, _CHECKPOINT)
     # Ids are in order of creation: a cursor holds although its checkpoint is gone.
     found = [each for each in services.store.checkpoints(job_id) if not after or each.id < after]
     data = [JobCheckpoint.of(job_id, each) for each in found[:limit]]
     return Listing.of(data, has_more=len(found) > limit)
-
-
-def _wait(*, ended: bool) -> dict[str, str]:
-    return {} if ended else {"Retry-After": str(_POLL_S)}

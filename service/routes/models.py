@@ -6,12 +6,15 @@ from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
 from service import artefacts
-from service.deps import Organization, ServicesDep
+from service.deps import GuardedRoute, Organization, ServicesDep
+from service.openapi import BINARY
 from service.problems import ERROR_RESPONSES
 from service.schemas import Deleted, Listing, Model, ModelFiles
 
 # Hub ids have a slash in them, hence `:path`; the longer routes come first.
-router = APIRouter(prefix="/v1/models", tags=["Models"], responses=ERROR_RESPONSES)
+router = APIRouter(
+    prefix="/v1/models", tags=["Models"], responses=ERROR_RESPONSES, route_class=GuardedRoute
+)
 
 
 @router.get("")
@@ -30,7 +33,9 @@ def list_model_files(model_id: str, org: Organization, services: ServicesDep) ->
     return ModelFiles(data=services.models.get(org, model_id).files)
 
 
-@router.get("/{model_id:path}/files/{name:path}", response_class=StreamingResponse)
+@router.get(
+    "/{model_id:path}/files/{name:path}", response_class=StreamingResponse, responses=BINARY
+)
 def get_model_file(
     model_id: str, name: str, org: Organization, services: ServicesDep
 ) -> StreamingResponse:

@@ -1,0 +1,54 @@
+"""`python -m service`, as a process."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+
+from service.settings import ServiceSettings
+from tests.support.process import environment, served
+
+
+def test_it_serves_until_it_is_told_to_stop(
+    service_settings: ServiceSettings, tmp_path: Path
+) -> None:
+    with served(service_settings, tmp_path) as (url, pid):
+        assert httpx.get(f"{url}/readyz").status_code == 200
+        assert [each["id"] for each in httpx.get(f"{url}/v1/models").json()["data"]] == ["tiny"]
+        os.kill(pid, signal.SIGTERM)
+    assert "Traceback" not in (tmp_path / "service.log").read_text()
+
+
+def test_it_does_not_serve_other_machines_without_keys(service_settings: ServiceSettings) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "--host", "0.0.0.0", "--port", "0"],  # noqa: S104
+        env=os.environ | environment(service_settings),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Without API keys the server binds to loopback only")
+    assert "Traceback" not in done.stderr
+
+
+def test_it_does_not_start_with_a_file_of_keys_that_is_none(
+    service_settings: ServiceSettings, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("acme:sk-not-a-hash")
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "--port", "0"],
+        env=os.environ | environment(service_settings) | {"HEADROOM_API_KEYS_FILE": str(keys)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    assert "organization:sha256" in done.stderr
+    assert "sk-not-a-hash" not in done.stderr
