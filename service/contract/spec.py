@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 Auto = Literal["auto"]
 LrScheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
-DtypeName = Literal["float32", "bfloat16", "float16"]
+DtypeName = Literal["float32", "bfloat16"]
 LossImplementation = Literal["auto", "reference", "blocked", "triton"]
 LossPreset = Literal["default", "exact"]
 Purpose = Literal["fine-tune", "fine-tune-results"]
@@ -54,7 +54,8 @@ class LossOptions(Options):
     """Which implementation of the loss runs, and how exact its backward is."""
 
     implementation: LossImplementation = Field(
-        "auto", description="auto: the Triton kernels on CUDA, the blocked implementation on CPU."
+        "auto",
+        description="auto: the Triton kernels on CUDA in bfloat16, else blocked tiles of logits.",
     )
     preset: LossPreset = Field(
         "default", description="default: filtered backward with a known error; exact: no filter."

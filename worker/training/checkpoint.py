@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from worker.training.optimizer import MasterAdamW
+
 _STATE = "state"
 _MODEL = "model"
 
@@ -37,7 +39,7 @@ class Run:
     """All that changes while training."""
 
     model: Any
-    optimizer: torch.optim.Optimizer
+    optimizer: MasterAdamW
     scheduler: Any
     tokenizer: PreTrainedTokenizerBase
 

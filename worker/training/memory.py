@@ -1,158 +1,152 @@
-"""The memory ledger: what each loss costs on the job's own first batch, counted by the allocator.
+"""The memory ledger: what each loss costs on the job's own first batch.
 
 The loss layer is measured on the batch's hidden states: peak of its forward and backward above the
 inputs and the gradients themselves. The step is a whole forward and backward pass of the model,
-peak above what was allocated before. A baseline that is too large to try on this CPU is modelled:
-`three_logits`, 3 N V float32 (logits, log-probabilities, their gradient).
+counted likewise. A baseline that is too large to try on this CPU is modelled: `three_logits`,
+3 N V float32 (logits, log-probabilities, their gradient) for N positions.
 """
 
 import os
 import platform
-import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
+from cce_core import LossConfig, baselines
+from cce_core.models import Split
 from service.contract.memory import Figure, LossMemory, LossName, MemoryLedger, Saving
-from worker.training.data import Batch
-from worker.training.losses import BASELINES, SumLoss
-from worker.training.model import Split
+from worker.training.allocator import OutOfMemory, Peak, peak_of
+from worker.training.batches import Batch
+from worker.training.model import hidden_states
 
 _CPU_SHARE = 0.5
 _MODELLED_COPIES = 3
+# Hidden states (B, T, D) and labels (B, T) to the summed loss, a scalar.
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Peak bytes and seconds of one run."""
+class Bench:
+    """What every loss is measured on."""
 
-    peak: int
-    seconds: float
+    model: Split
+    batch: Batch
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.head.weight.device
 
 
-def measure(model: Split, batch: Batch, ours: SumLoss) -> MemoryLedger:
-    """Run every loss on `batch`, and say what ours saves against each baseline."""
-    losses: list[LossMemory] = []
-    for name, loss in [*((n, make(model)) for n, make in BASELINES.items()), ("cce", ours)]:
-        losses.append(_entry(name, loss, model, batch))
+def measure(model: Split, batch: Batch, config: LossConfig) -> MemoryLedger:
+    """Run every loss on `batch`, and say what ours saves against each baseline.
+
+    Nothing of it stays: no gradient, no weight changes.
+    """
+    bench = Bench(model, batch)
+    losses = [_entry(bench, name, loss) for name, loss in _losses(model, config).items()]
+    weight = model.head.weight
     return MemoryLedger(
-        device=_device_name(model.weight.device),
-        method="CUDA allocator peak" if model.weight.is_cuda else "CPU allocator events",
+        device=_device_name(weight.device),
+        method="CUDA allocator peak" if weight.is_cuda else "CPU allocator events",
         micro_batch_size=batch.input_ids.shape[0],
         seq_length=batch.input_ids.shape[1],
         tokens=batch.supervised,
-        vocab_size=model.weight.shape[0],
-        hidden_size=model.weight.shape[1],
-        dtype=str(model.dtype).removeprefix("torch."),
+        vocab_size=weight.shape[0],
+        hidden_size=weight.shape[1],
+        dtype=str(weight.dtype).removeprefix("torch."),
         losses=losses,
         savings=_savings(losses),
     )
 
 
-def _entry(name: LossName, loss: SumLoss, model: Split, batch: Batch) -> LossMemory:
-    modelled = _MODELLED_COPIES * 4 * batch.labels[:, 1:].numel() * model.weight.shape[0]
-    if name == "full_logits" and not model.weight.is_cuda and modelled > _free_bytes():
-        figure = Figure(bytes=modelled, provenance="modelled", formula="three_logits")
-        return LossMemory(loss=name, loss_layer=figure)
-    try:
-        layer = _loss_layer(loss, model, batch)
-        step = _step(loss, model, batch)
-    except torch.cuda.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        asked = Figure(bytes=_asked_for(str(error)), provenance="out_of_memory")
-        return LossMemory(loss=name, loss_layer=asked)
+def _losses(model: Split, config: LossConfig) -> dict[LossName, Loss]:
+    head = model.head
+    losses: dict[LossName, Loss] = {
+        "full_logits": lambda hidden, labels: baselines.full_logits(hidden, head, labels),
+        "chunked": lambda hidden, labels: baselines.chunked(hidden, head, labels),
+        "cce": lambda hidden, labels: (
+            head.loss(hidden, labels, config, shift=1, reduction="sum").loss
+        ),
+    }
+    if head.weight.is_cuda:  # elsewhere nobody compiles for the sake of the loss
+        losses["compiled_full_logits"] = lambda hidden, labels: baselines.compiled_full_logits(
+            hidden, head, labels
+        )
+    order: tuple[LossName, ...] = ("full_logits", "compiled_full_logits", "chunked", "cce")
+    return {name: losses[name] for name in order if name in losses}
+
+
+def _entry(bench: Bench, name: LossName, loss: Loss) -> LossMemory:
+    modelled = _modelled(bench) if name == "full_logits" else None
+    if modelled is not None:
+        return LossMemory(loss=name, loss_layer=modelled)
+    step = _step(bench, loss)
     return LossMemory(
         loss=name,
-        loss_layer=Figure(bytes=layer.peak, provenance="measured"),
-        step=Figure(bytes=step.peak, provenance="measured"),
-        tokens_per_s=batch.input_ids.numel() / step.seconds,
+        loss_layer=_figure(_loss_layer(bench, loss)),
+        step=_figure(step),
+        tokens_per_s=(
+            bench.batch.input_ids.numel() / step.seconds if isinstance(step, Peak) else None
+        ),
     )
 
 
-def _loss_layer(loss: SumLoss, model: Split, batch: Batch) -> Measured:
-    with torch.no_grad(), model.autocast():
-        states = model.hidden(batch)
-    hidden = states.detach().requires_grad_()
-    leaves = [hidden, *(p for p in (model.weight, model.bias) if p is not None and p.requires_grad)]
+def _modelled(bench: Bench) -> Figure | None:
+    """The formula's figure where trying might exhaust this machine; None elsewhere."""
+    rows = bench.batch.labels[:, 1:].numel()
+    size = _MODELLED_COPIES * 4 * rows * bench.model.head.weight.shape[0]
+    if bench.device.type == "cuda" or size <= _free_bytes():
+        return None
+    return Figure(bytes=size, provenance="modelled", formula="three_logits")
+
+
+def _loss_layer(bench: Bench, loss: Loss) -> Peak | OutOfMemory:
+    with torch.no_grad():
+        hidden = hidden_states(bench.model, bench.batch)
+    hidden.requires_grad_()
+    leaves = [hidden, *bench.model.head.parameters()]
 
     def run() -> list[torch.Tensor]:
-        with model.autocast():
-            total = _total(loss(hidden, batch.labels))
-        return list(torch.autograd.grad(total, leaves))
+        return list(torch.autograd.grad(loss(hidden, bench.batch.labels), leaves))
 
-    return _peak(run, model.weight.device)
+    return peak_of(run, bench.device)
 
 
-def _step(loss: SumLoss, model: Split, batch: Batch) -> Measured:
-    parameters = [p for p in model.full.parameters() if p.requires_grad]
+def _step(bench: Bench, loss: Loss) -> Peak | OutOfMemory:
+    parameters = [p for p in bench.model.model.parameters() if p.requires_grad]
 
     def run() -> list[torch.Tensor]:
-        with model.autocast():
-            total = _total(loss(model.hidden(batch), batch.labels))
+        total = loss(hidden_states(bench.model, bench.batch), bench.batch.labels)
         found = torch.autograd.grad(total, parameters, allow_unused=True)
         return [gradient for gradient in found if gradient is not None]
 
-    return _peak(run, model.weight.device)
+    return peak_of(run, bench.device)
 
 
-def _total(output: object) -> torch.Tensor:
-    total = getattr(output, "loss", output)
-    assert isinstance(total, torch.Tensor)
-    return total
-
-
-def _peak(run: Callable[[], list[torch.Tensor]], device: torch.device) -> Measured:
-    """Peak above what was there before and above the gradients that `run` returns."""
-    return _cuda_peak(run) if device.type == "cuda" else _cpu_peak(run)
-
-
-def _cuda_peak(run: Callable[[], list[torch.Tensor]]) -> Measured:
-    del_me = run()  # first launches compile and allocate work space
-    del del_me
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before, start = torch.cuda.memory_allocated(), time.perf_counter()
-    gradients = run()
-    torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
-    kept = torch.cuda.memory_allocated() - before
-    del gradients
-    return Measured(max(0, torch.cuda.max_memory_allocated() - before - kept), seconds)
-
-
-def _cpu_peak(run: Callable[[], list[torch.Tensor]]) -> Measured:
-    """From the CPU allocator's own events; the gradients' allocations are those that stay."""
-    start = time.perf_counter()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        gradients = run()
-    seconds = time.perf_counter() - start
-    sizes = [gradient.untyped_storage().nbytes() for gradient in gradients]
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    deltas = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    for size in sizes:
-        last = max((i for i, delta in enumerate(deltas) if delta == size), default=None)
-        if last is not None:
-            deltas[last] = 0
-    current = peak = 0
-    for delta in deltas:
-        current += delta
-        peak = max(peak, current)
-    return Measured(peak, seconds)
+def _figure(result: Peak | OutOfMemory) -> Figure:
+    if isinstance(result, OutOfMemory):
+        return Figure(bytes=result.asked_bytes, provenance="out_of_memory")
+    return Figure(bytes=result.bytes, provenance="measured")
 
 
 def _savings(losses: list[LossMemory]) -> list[Saving]:
+    """Ours against each baseline that has a figure to compare with."""
     ours = next(entry for entry in losses if entry.loss == "cce")
-    return [_saving(ours, entry) for entry in losses if entry.loss != "cce"]
+    if ours.loss_layer.provenance == "out_of_memory":
+        return []
+    return [
+        _saving(ours, entry)
+        for entry in losses
+        if entry is not ours and entry.loss_layer.provenance != "out_of_memory"
+    ]
 
 
 def _saving(ours: LossMemory, baseline: LossMemory) -> Saving:
     layers = baseline.loss_layer.bytes, max(1, ours.loss_layer.bytes)
-    steps = None
-    if baseline.step is not None and ours.step is not None:
-        steps = baseline.step.bytes, max(1, ours.step.bytes)
+    whole = _measured(baseline.step), _measured(ours.step)
+    steps = (whole[0], max(1, whole[1])) if whole[0] is not None and whole[1] is not None else None
     return Saving(
         baseline=baseline.loss,
         loss_layer_bytes=layers[0] - layers[1],
@@ -162,15 +156,12 @@ def _saving(ours: LossMemory, baseline: LossMemory) -> Saving:
     )
 
 
+def _measured(figure: Figure | None) -> int | None:
+    return figure.bytes if figure is not None and figure.provenance == "measured" else None
+
+
 def _free_bytes() -> float:
     return _CPU_SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _asked_for(message: str) -> int:
-    """The bytes that a failed allocation asked for, from torch's message; 0 where it says none."""
-    match = re.search(r"Tried to allocate ([\d.]+) ([KMGT]i)?B", message)
-    units = {None: 0, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
-    return 0 if match is None else int(float(match[1]) * 2 ** units[match[2]])
 
 
 def _device_name(device: torch.device) -> str:

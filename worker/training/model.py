@@ -1,22 +1,20 @@
 """Load a causal LM, put an adapter on it, and split it into trunk and head for the loss.
 
-Any family: base model -> hidden states -> head weight, bias, logit scale and softcap, read from
-the model and its config. What a family does beyond that shows in the numerics receipt, which
+What a family does to its logits beyond what the split knows shows in the numerics receipt, which
 compares with the unmodified model's own logits.
 """
 
-from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from cce_core.models import Split, UnsupportedModelError, split
 from service.contract.errors import JobFailure
 from service.contract.spec import LoraAdapter, ResolvedOptions
 from worker.events import RunSpec
-from worker.training.data import Batch
+from worker.training.batches import Batch
 
 
 def pick_device() -> torch.device:
@@ -62,7 +60,7 @@ def load_config(spec: RunSpec) -> Any:
 
 
 def load_model(spec: RunSpec, resolved: ResolvedOptions, device: torch.device) -> nn.Module:
-    """The model, ready to train: fp32 weights, adapters where asked.
+    """The model, ready to train: weights of the resolved dtype, adapters where asked.
 
     Raises:
         JobFailure: The weights can't be loaded, or transformers doesn't know the architecture.
@@ -70,7 +68,7 @@ def load_model(spec: RunSpec, resolved: ResolvedOptions, device: torch.device) -
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             spec.base_model or spec.model_source,
-            dtype=torch.float32,
+            dtype=getattr(torch, resolved.dtype),
             use_safetensors=True,
             trust_remote_code=False,
         )
@@ -91,7 +89,9 @@ def _adapted(model: Any, spec: RunSpec) -> Any:
     if spec.base_model is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, spec.model_source, is_trainable=adapter is None)
+        model = PeftModel.from_pretrained(
+            model, spec.model_source, is_trainable=adapter is None, autocast_adapter_dtype=False
+        )
         if adapter is None:
             return model
         model = model.merge_and_unload()
@@ -110,69 +110,28 @@ def _with_lora(model: Any, adapter: LoraAdapter, seed: int) -> Any:
         target_modules=adapter.targets,
     )
     model.enable_input_require_grads()
-    return get_peft_model(model, config)
+    return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
-@dataclass(frozen=True)
-class Split:
-    """A causal LM as trunk and head; the head's numbers are the model's own.
-
-    Attributes:
-        full: The model as loaded, for its own logits.
-        trunk: Maps token ids to hidden states (B, T, D).
-        weight: (V, D).
-        bias: (V,) or None.
-        scale: Factor on the logits.
-        softcap: Of the final logits, or None.
-        dtype: Compute dtype; the weights are fp32, autocast does the rest.
-    """
-
-    full: nn.Module
-    trunk: nn.Module
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    scale: float
-    softcap: float | None
-    dtype: torch.dtype
-
-    def autocast(self) -> Any:
-        """The context of every forward pass."""
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.weight.device.type, dtype=self.dtype)
-
-    def hidden(self, batch: Batch) -> torch.Tensor:
-        """Hidden states (B, T, D) of a batch."""
-        output = self.trunk(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
-        )
-        states: torch.Tensor = output.last_hidden_state
-        return states
-
-
-def split(model: Any, dtype: torch.dtype) -> Split:
-    """Find trunk and head.
+def split_model(model: Any) -> Split:
+    """Trunk and head of the model.
 
     Raises:
         JobFailure: The head is no plain linear layer.
     """
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model
-    head = core.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        message = f"The head is a {type(head).__name__}; expected a plain linear layer."
-        raise JobFailure("unsupported_model", message, param="model")
-    config = core.config.get_text_config()
-    divisor = getattr(config, "logits_scaling", None) or 1.0
-    factor = getattr(config, "logit_scale", None) or 1.0
-    return Split(
-        full=core,
-        trunk=core.base_model,
-        weight=head.weight,
-        bias=head.bias,
-        scale=factor / divisor,
-        softcap=getattr(config, "final_logit_softcapping", None),
-        dtype=dtype,
+    try:
+        return split(model)
+    except UnsupportedModelError as error:
+        raise JobFailure("unsupported_model", str(error), param="model") from error
+
+
+def hidden_states(model: Split, batch: Batch) -> torch.Tensor:
+    """What the head sees of a batch: (B, T, D), in the weights' dtype."""
+    output = model.trunk(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
     )
+    states: torch.Tensor = output.last_hidden_state
+    return states

@@ -5,20 +5,23 @@ logits that we don't know of shows here, before training. Gradients are compared
 """
 
 import platform
+from dataclasses import replace
 
 import torch
 import transformers
 from torch.nn import functional
 
-from cce_core import IGNORE_INDEX, LossConfig
+from cce_core import IGNORE_INDEX, LossConfig, baselines
+from cce_core.head import Head
+from cce_core.models import Split
+from cce_core.registry import ImplementationUnavailable
 from service.contract.errors import JobFailure
 from service.contract.memory import NumericsReceipt
-from worker.training.data import Batch
-from worker.training.losses import cce, full_logits
-from worker.training.model import Split
+from worker.training.batches import Batch
+from worker.training.model import hidden_states
 
 _ROWS = 256
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 def check(model: Split, batch: Batch, config: LossConfig, seed: int) -> NumericsReceipt:
@@ -28,13 +31,13 @@ def check(model: Split, batch: Batch, config: LossConfig, seed: int) -> Numerics
         JobFailure: `loss_parity_failed`: an error is over the tolerance, and nothing was trained.
     """
     part = _slice(batch)
-    tolerance = _TOLERANCE[model.dtype]
-    training = model.full.training
-    model.full.eval()  # dropout would differ between the two passes
+    tolerance = _TOLERANCE[model.head.weight.dtype]
+    training = model.model.training
+    model.model.eval()  # dropout would differ between the two passes
     hidden, own = _forward(model, part)
-    model.full.train(training)
-    ours = _gradients(model, hidden, part, config)
-    truth = _gradients(model, hidden, part, None)
+    model.model.train(training)
+    ours = _ours(model.head, hidden, part, config)
+    truth = _truth(model.head, hidden, part)
     receipt = NumericsReceipt(
         implementation=config.implementation,
         preset=config.preset,
@@ -42,8 +45,8 @@ def check(model: Split, batch: Batch, config: LossConfig, seed: int) -> Numerics
         loss=ours[0],
         loss_reference=own,
         loss_error=abs(ours[0] - own) / max(abs(own), 1e-12),
-        hidden_grad_error=_error(ours[1], truth[1]),
-        head_grad_error=None if truth[2] is None else _error(ours[2], truth[2]),
+        hidden_grad_error=_error(ours[1][0], truth[1][0]),
+        head_grad_error=_error(ours[1][1], truth[1][1]) if len(truth[1]) > 1 else None,
         tolerance=tolerance,
         seed=seed,
         versions=_versions(),
@@ -83,39 +86,50 @@ def _slice(batch: Batch) -> Batch:
 @torch.no_grad()
 def _forward(model: Split, part: Batch) -> tuple[torch.Tensor, float]:
     """Hidden states, and the mean loss of the model's own logits."""
-    with model.autocast():
-        hidden = model.hidden(part)
-        logits = model.full(
-            input_ids=part.input_ids,
-            attention_mask=part.attention_mask,
-            position_ids=part.position_ids,
-            use_cache=False,
-        ).logits
+    hidden = hidden_states(model, part)
+    logits = model.model(
+        input_ids=part.input_ids,
+        attention_mask=part.attention_mask,
+        position_ids=part.position_ids,
+        use_cache=False,
+    ).logits
     loss = functional.cross_entropy(
         logits[0, :-1].float(), part.labels[0, 1:], ignore_index=IGNORE_INDEX
     )
     return hidden, float(loss)
 
 
-def _gradients(
-    model: Split, hidden: torch.Tensor, part: Batch, config: LossConfig | None
-) -> tuple[float, torch.Tensor, torch.Tensor | None]:
-    """Mean loss and gradients: ours, or in fp32 with full logits where `config` is None."""
+def _ours(
+    head: Head, hidden: torch.Tensor, part: Batch, config: LossConfig
+) -> tuple[float, list[torch.Tensor]]:
+    """Mean loss and gradients as the job will compute them."""
     leaf = hidden.detach().clone().requires_grad_()
-    leaves = [leaf, model.weight] if model.weight.requires_grad else [leaf]
-    if config is None:
-        total = full_logits(model)(leaf.float(), part.labels)
-    else:
-        with model.autocast():
-            total = cce(model, config)(leaf, part.labels).loss
-    found = torch.autograd.grad(total / part.supervised, leaves)
-    return float(total) / part.supervised, found[0], found[1] if len(found) > 1 else None
+    try:
+        loss = head.loss(leaf, part.labels, config, shift=1).loss
+    except ImplementationUnavailable as error:
+        raise JobFailure("unsupported_model", str(error), param="loss.implementation") from error
+    return _with_gradients(loss, leaf, head)
 
 
-def _error(ours: torch.Tensor | None, truth: torch.Tensor) -> float:
-    assert ours is not None
+def _truth(head: Head, hidden: torch.Tensor, part: Batch) -> tuple[float, list[torch.Tensor]]:
+    """The same in fp32 with full logits."""
+    leaf = hidden.detach().float().requires_grad_()
+    weight = head.weight.detach().float().requires_grad_(head.weight.requires_grad)
+    exact = replace(head, weight=weight, bias=None if head.bias is None else head.bias.float())
+    loss = baselines.full_logits(leaf, exact, part.labels) / part.supervised
+    return _with_gradients(loss, leaf, exact)
+
+
+def _with_gradients(
+    loss: torch.Tensor, leaf: torch.Tensor, head: Head
+) -> tuple[float, list[torch.Tensor]]:
+    leaves = [leaf, head.weight] if head.weight.requires_grad else [leaf]
+    return float(loss.detach()), list(torch.autograd.grad(loss, leaves))
+
+
+def _error(ours: torch.Tensor, truth: torch.Tensor) -> float:
     norm = torch.linalg.vector_norm
-    return float(norm((ours - truth).float()) / norm(truth.float()).clamp_min(1e-30))
+    return float(norm(ours.float() - truth) / norm(truth).clamp_min(1e-30))
 
 
 def _versions() -> dict[str, str]:

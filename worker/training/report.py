@@ -26,7 +26,7 @@ def write_report(
     resolved: ResolvedOptions,
     position: Position,
     ledger: MemoryLedger | None,
-    receipt: NumericsReceipt | None,
+    receipt: NumericsReceipt,
     path: Path,
 ) -> None:
     """What was asked, what was used, what came out, and what was measured on the way."""
@@ -39,6 +39,6 @@ def write_report(
         "trained_tokens": position.tokens,
         "final": position.metrics[-1] if position.metrics else None,
         "memory": ledger.model_dump() if ledger else None,
-        "receipt": receipt.model_dump() if receipt else None,
+        "receipt": receipt.model_dump(),
     }
     path.write_text(json.dumps(report, indent=2))

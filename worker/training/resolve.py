@@ -8,7 +8,7 @@ max_seq_length               the model's context, at most 4096
 dtype                        bfloat16 on CUDA, float32 on CPU
 gradient_checkpointing       on CUDA
 checkpoint_every             a tenth of the steps
-loss.implementation          triton on CUDA, blocked on CPU
+loss.implementation          triton on CUDA in bfloat16, blocked elsewhere
 """
 
 from typing import Any
@@ -52,9 +52,10 @@ def resolve(spec: JobSpec, rows: int, max_seq_length: int, *, cuda: bool) -> Res
     total = epochs * -(-rows // batch)
     multiplier = _or(asked.learning_rate_multiplier, 1.0)
     base = _or(options.learning_rate, 2e-4 if options.adapter else 2e-5)
+    dtype = _or(options.dtype, "bfloat16" if cuda else "float32")
     implementation = options.loss.implementation
     if implementation == "auto":
-        implementation = "triton" if cuda else "blocked"
+        implementation = "triton" if cuda and dtype == "bfloat16" else "blocked"
     return ResolvedOptions(
         batch_size=batch,
         micro_batch_size=batch // steps,
@@ -64,7 +65,7 @@ def resolve(spec: JobSpec, rows: int, max_seq_length: int, *, cuda: bool) -> Res
         learning_rate=base * multiplier,
         max_seq_length=max_seq_length,
         gradient_checkpointing=_or(options.gradient_checkpointing, cuda),
-        dtype=_or(options.dtype, "bfloat16" if cuda else "float32"),
+        dtype=dtype,
         loss_implementation=implementation,
         checkpoint_every=_or(options.checkpoint_every, max(1, total // 10)),
         total_steps=total,

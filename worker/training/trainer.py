@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from cce_core import LossConfig
 from cce_core.api import LossOutput
+from cce_core.models import Split
 from service.contract.errors import JobFailure
 from service.contract.memory import MemoryLedger, NumericsReceipt
 from service.contract.spec import ResolvedOptions
@@ -25,18 +26,20 @@ from worker.events import (
     RunSpec,
     Validated,
 )
-from worker.training import checkpoint, data, memory, receipt, report
+from worker.training import batches, checkpoint, data, memory, receipt, report
+from worker.training.batches import Batch
 from worker.training.checkpoint import Position, Run
-from worker.training.data import Batch, Dataset, Example
-from worker.training.losses import SumLoss, cce
+from worker.training.data import Dataset
+from worker.training.examples import Example
 from worker.training.model import (
-    Split,
+    hidden_states,
     load_config,
     load_model,
     load_tokenizer,
     pick_device,
-    split,
+    split_model,
 )
+from worker.training.optimizer import MasterAdamW
 from worker.training.reporter import Reporter
 from worker.training.resolve import resolve, sequence_length
 
@@ -55,7 +58,7 @@ class Data:
 
     def batch(self, rows: list[list[Example]]) -> Batch:
         """Rows as tensors."""
-        return data.collate(rows, self.pad, packed=self.packed)
+        return batches.collate(rows, self.pad, packed=self.packed)
 
 
 def validate(spec: RunSpec, reporter: Reporter) -> None:
@@ -92,7 +95,7 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
     reporter.phase("loading")
     model = load_model(spec, resolved, device)
     run = _run(model, tokenizer, spec, resolved)
-    parts = split(model, getattr(torch, resolved.dtype))
+    parts = split_model(model)
     loss_config = LossConfig(
         implementation=resolved.loss_implementation, preset=spec.job.options.loss.preset
     )
@@ -100,8 +103,8 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
     if spec.resume_from is not None:
         position = checkpoint.resume(run, spec.resume_from)
         reporter.send(Message(message=f"Resumed from the checkpoint at step {position.step}."))
-    session = Session(spec, resolved, rows, run, parts, cce(parts, loss_config), reporter)
-    ledger, parity = _measure(session, loss_config)
+    session = Session(spec, resolved, rows, run, parts, loss_config, reporter)
+    ledger, parity = _measure(session)
     session.train(position)
     _finish(session, position, ledger, parity)
 
@@ -115,7 +118,7 @@ def _data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, length: int) -> Dat
 
     def rows(dataset: Dataset) -> list[list[Example]]:
         if options.packing:
-            return data.pack(dataset, length)
+            return batches.pack(dataset.examples, length)
         return [[example] for example in dataset.examples]
 
     pad = tokenizer.pad_token_id or 0
@@ -127,7 +130,7 @@ def _run(
     model: torch.nn.Module, tokenizer: object, spec: RunSpec, resolved: ResolvedOptions
 ) -> Run:
     options = spec.job.options
-    optimizer = torch.optim.AdamW(
+    optimizer = MasterAdamW(
         checkpoint.trainable(model),
         lr=resolved.learning_rate,
         weight_decay=options.weight_decay,
@@ -142,21 +145,18 @@ def _run(
     return Run(model, optimizer, scheduler, tokenizer)
 
 
-def _measure(
-    session: "Session", config: LossConfig
-) -> tuple[MemoryLedger | None, NumericsReceipt | None]:
+def _measure(session: "Session") -> tuple[MemoryLedger | None, NumericsReceipt]:
     """Parity and memory on the first real batch; both leave the run as it was."""
     session.reporter.phase("measuring")
-    state = torch.get_rng_state()
     first = session.batch_at(0)[: session.resolved.micro_batch_size]
-    batch = session.data.batch(first).to(session.model.weight.device)
-    parity = receipt.check(session.model, batch, config, session.spec.job.seed)
-    session.reporter.send(Receipt(receipt=parity))
+    batch = session.data.batch(first).to(session.device)
     ledger = None
-    if session.spec.job.options.memory_ledger:
-        ledger = memory.measure(session.model, batch, session.loss)
-        session.reporter.send(Ledger(ledger=ledger))
-    torch.set_rng_state(state)
+    with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
+        parity = receipt.check(session.model, batch, session.loss, session.spec.job.seed)
+        session.reporter.send(Receipt(receipt=parity))
+        if session.spec.job.options.memory_ledger:
+            ledger = memory.measure(session.model, batch, session.loss)
+            session.reporter.send(Ledger(ledger=ledger))
     return ledger, parity
 
 
@@ -169,9 +169,14 @@ class Session:
     data: Data
     run: Run
     model: Split
-    loss: SumLoss
+    loss: LossConfig
     reporter: Reporter
     _speed: float | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.head.weight.device
 
     @property
     def steps_per_epoch(self) -> int:
@@ -181,7 +186,7 @@ class Session:
     def batch_at(self, step: int) -> list[list[Example]]:
         """The rows of a step: a function of the seed and the step alone."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        order = data.order(len(self.data.training), self.spec.job.seed, epoch)
+        order = batches.order(len(self.data.training), self.spec.job.seed, epoch)
         start = within * self.resolved.batch_size
         return [self.data.training[i] for i in order[start : start + self.resolved.batch_size]]
 
@@ -206,20 +211,21 @@ class Session:
         """One optimizer step over all its micro-batches."""
         rows = self.batch_at(position.step)
         micro = self.resolved.micro_batch_size
-        batches = [
+        parts = [
             self.data.batch(rows[start : start + micro]) for start in range(0, len(rows), micro)
         ]
-        supervised = sum(batch.supervised for batch in batches)
+        supervised = sum(batch.supervised for batch in parts)
         loss, correct = 0.0, 0
-        for batch in batches:
+        for batch in parts:
             output = self._forward(batch)
             torch.autograd.backward(output.loss / supervised)
             loss += float(output.loss.detach())
             correct += int(output.correct.sum())
             position.tokens += batch.input_ids.numel()
         rate = self.run.scheduler.get_last_lr()[0]
+        self.run.optimizer.take_gradients()
         torch.nn.utils.clip_grad_norm_(
-            checkpoint.trainable(self.run.model), self.spec.job.options.max_grad_norm
+            self.run.optimizer.masters, self.spec.job.options.max_grad_norm
         )
         self.run.optimizer.step()
         self.run.scheduler.step()
@@ -231,10 +237,9 @@ class Session:
         return {"loss": loss / supervised, "accuracy": correct / supervised, "rate": rate}
 
     def _forward(self, batch: Batch) -> LossOutput:
-        on_device = batch.to(self.model.weight.device)
-        with self.model.autocast():
-            output: LossOutput = self.loss(self.model.hidden(on_device), on_device.labels)
-        return output
+        batch = batch.to(self.device)
+        hidden = hidden_states(self.model, batch)
+        return self.model.head.loss(hidden, batch.labels, self.loss, shift=1, reduction="sum")
 
     def _report(self, position: Position, point: dict[str, float], seconds: float) -> None:
         total = self.resolved.total_steps
@@ -252,7 +257,7 @@ class Session:
             train_loss=point["loss"],
             train_mean_token_accuracy=point["accuracy"],
             learning_rate=point["rate"],
-            **_device_memory(self.model.weight.device),
+            **_device_memory(self.device),
         )
         if position.step % max(1, total // _LOGGED_POINTS) == 0 or position.step == total:
             position.metrics.append(
@@ -334,7 +339,7 @@ def _finish(
     session: Session,
     position: Position,
     ledger: MemoryLedger | None,
-    parity: NumericsReceipt | None,
+    parity: NumericsReceipt,
 ) -> None:
     """Write the results; the supervisor publishes them."""
     session.reporter.phase("saving")

@@ -1,0 +1,85 @@
+"""Peak bytes of a piece of work, counted by the allocator itself; CUDA or CPU."""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+# What the allocator's message says it was asked for.
+_ASKED = re.compile(r"Tried to allocate ([\d.]+) ([KMGT]i)?B")
+_POWERS = {None: 0, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
+
+# Runs the work; returns what outlives it, which is not counted.
+Work = Callable[[], list[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What one run took.
+
+    Attributes:
+        bytes: Peak above what was allocated before and above what outlives the run.
+        seconds: Wall-clock time.
+    """
+
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class OutOfMemory:
+    """The device was too small for it.
+
+    Attributes:
+        asked_bytes: What the allocation that failed asked for; 0 where the allocator did not say.
+    """
+
+    asked_bytes: int
+
+
+def peak_of(work: Work, device: torch.device) -> Peak | OutOfMemory:
+    """Run `work` and count; on CUDA twice, since first launches compile and take work space."""
+    try:
+        return _cuda_peak(work, device) if device.type == "cuda" else _cpu_peak(work)
+    except torch.OutOfMemoryError as error:
+        failed = OutOfMemory(_asked_for(str(error)))
+    # Out of the except block: the error's frames hold on to what was allocated.
+    torch.cuda.empty_cache()
+    return failed
+
+
+def _cuda_peak(work: Work, device: torch.device) -> Peak:
+    work()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before, start = torch.cuda.memory_allocated(device), time.perf_counter()
+    kept = work()
+    torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - start
+    after, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+    del kept
+    return Peak(max(0, peak - max(before, after)), seconds)
+
+
+def _cpu_peak(work: Work) -> Peak:
+    """From the allocator's own events, in order of time; negative ones free."""
+    start = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = work()
+    seconds = time.perf_counter() - start
+    found = profiler.profiler.kineto_results.events()
+    events = sorted((e for e in found if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    current = peak = 0
+    for event in events:
+        current += event.nbytes()
+        peak = max(peak, current)
+    del kept
+    return Peak(peak - max(0, current), seconds)
+
+
+def _asked_for(message: str) -> int:
+    match = _ASKED.search(message)
+    return 0 if match is None else int(float(match[1]) * 2 ** _POWERS[match[2]])
