@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) $(TORCH_INSTALL)
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --group dev --editable '.[service,worker]'
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --group dev --editable '.[service,worker,bench]'
 	@touch $@
 
 demo: $(READY)  ## run the main job, end to end, through the HTTP API
