@@ -208,7 +208,8 @@ def _block_means(c: torch.Tensor, weight: torch.Tensor, block: int) -> torch.Ten
     """(B, D): the weighted sum of each block's rows of C."""
     whole = c.shape[0] // block
     full, rest = c[: whole * block], c[whole * block :]
-    means = torch.bmm(weight[: len(full)].view(whole, 1, block), full.view(whole, block, -1))
+    blocks = full.view(whole, block, c.shape[1])
+    means = torch.bmm(weight[: len(full)].view(whole, 1, block), blocks)
     if len(rest) == 0:
         return means[:, 0]
     return torch.cat([means[:, 0], weight[len(full) : len(c)][None] @ rest])

@@ -153,6 +153,17 @@ def test_a_filter_that_keeps_everything_is_exact(softcap, monkeypatch) -> None:
     assert error(grads.c, dc) < 8e-3
 
 
+def test_a_vocabulary_smaller_than_a_block(monkeypatch) -> None:
+    p = problem(20, 13, 40)
+    monkeypatch.setattr(filtered.Filter, "of", lambda eps: EVERYTHING)
+    _, saved = p.run()
+    grads = p.back(saved)
+    _, de, dc, _ = reference(p, with_mean=False)
+    assert not saved.fell_back
+    assert error(grads.e, de) < 8e-3
+    assert error(grads.c, dc) < 8e-3
+
+
 @pytest.mark.parametrize(
     "tight",
     [{"density": 0.1}, {"entries": 16, "big_entries": 8}],
