@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from cce_core import reference
+from cce_core import parallel, reference
 from cce_core.autograd import row_statistics
 from cce_core.config import FilterEps, LossConfig, replacement
-from cce_core.inputs import Inputs, check
+from cce_core.inputs import check
 from cce_core.objective import IGNORE_INDEX, Objective, Reduction, batch_loss, row_losses
-from cce_core.problem import RowStats
+from cce_core.parallel import VocabularyShard
+from cce_core.problem import Problem, RowStats
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,7 @@ def linear_cross_entropy(
     num_items: int | torch.Tensor | None = None,
     return_stats: bool = False,
     entropy: bool = False,
+    vocab_shard: VocabularyShard | None = None,
     config: LossConfig | None = None,
     impl: None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor] | LossOutput:
@@ -78,6 +80,12 @@ def linear_cross_entropy(
             is accumulated in parts; an int, or a tensor () for which the host does not wait.
         return_stats: Return a `LossOutput` instead.
         entropy: Also compute each row's entropy (for `return_stats`).
+        vocab_shard: Which rows of a head that is spread over the ranks of a process group `c` and
+            `bias` are; targets stay rows of the whole head. Every rank calls, with the same e,
+            targets and weights, and gets the same loss; the gradient of e is summed over the
+            ranks. A DTensor `c` says it itself: replicated, or Shard(0) over one dimension of its
+            mesh. A head that FSDP has sharded over ranks with batches of their own is to be
+            gathered first.
         config: Which implementation, and how exact.
         impl: For callers of cut_cross_entropy: its names raise an error with ours.
 
@@ -115,6 +123,7 @@ def linear_cross_entropy(
         weights=weights,
         num_items=num_items,
         entropy=entropy,
+        vocab_shard=vocab_shard,
     )
     if return_stats:
         return output
@@ -132,14 +141,21 @@ def evaluate(
     weights: torch.Tensor | None = None,
     num_items: int | torch.Tensor | None = None,
     entropy: bool = False,
+    vocab_shard: VocabularyShard | None = None,
 ) -> LossOutput:
     """The same with the options as one object; see `linear_cross_entropy`."""
     if num_items is not None and objective.reduction != "mean":
         raise ValueError(
             f"num_items is what reduction='mean' divides by; got reduction={objective.reduction!r}"
         )
-    inputs = check(e, c, targets, bias, weights=weights, objective=objective, entropy=entropy)
-    stats = _statistics(inputs, config)
+    shard = parallel.shard_of(c, vocab_shard)
+    c, bias, e, targets, weights = parallel.local_parts(
+        c, bias, e=e, targets=targets, weights=weights
+    )
+    inputs = check(
+        e, c, targets, bias, weights=weights, shard=shard, objective=objective, entropy=entropy
+    )
+    stats = _statistics(inputs.problem, shard, config)
     rows = row_losses(stats, objective)
     if inputs.poison is not None:
         rows = rows.masked_fill(inputs.poison, float("nan"))
@@ -157,11 +173,13 @@ def evaluate(
     )
 
 
-def _statistics(inputs: Inputs, config: LossConfig) -> RowStats:
+def _statistics(problem: Problem, shard: VocabularyShard | None, config: LossConfig) -> RowStats:
+    if shard is not None:
+        return parallel.row_statistics(problem, shard, lambda own: _statistics(own, None, config))
     if config.implementation == "reference":
-        with torch.autocast(inputs.problem.e.device.type, enabled=False):
-            return reference.row_statistics(inputs.problem)
-    return row_statistics(inputs.problem, config)
+        with torch.autocast(problem.e.device.type, enabled=False):
+            return reference.row_statistics(problem)
+    return row_statistics(problem, config)
 
 
 class LinearCrossEntropy(nn.Module):
@@ -203,6 +221,7 @@ class LinearCrossEntropy(nn.Module):
         *,
         weights: torch.Tensor | None = None,
         num_items: int | torch.Tensor | None = None,
+        vocab_shard: VocabularyShard | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Return the loss, or (loss, lse); see `linear_cross_entropy`."""
         output = evaluate(
@@ -214,6 +233,7 @@ class LinearCrossEntropy(nn.Module):
             config=self.config,
             weights=weights,
             num_items=num_items,
+            vocab_shard=vocab_shard,
         )
         return (output.loss, output.lse) if self.return_lse else output.loss
 

@@ -85,7 +85,7 @@ class _Statistics(_FirstDerivative):
         return *restored(found, ctx.learning), None, None, None
 
 
-@torch.library.impl(operators.library, "row_statistics", "Autograd")
+@operators.kernel("row_statistics", "Autograd")
 def _statistics(
     e: torch.Tensor,
     c: torch.Tensor,
@@ -115,7 +115,7 @@ class _Gradients(_FirstDerivative):
         raise _not_derived()
 
 
-@torch.library.impl(operators.library, "row_gradients", "Autograd")
+@operators.kernel("row_gradients", "Autograd")
 def _gradients(*arguments: Any) -> Tensors:
     return list(_Gradients.of(*arguments))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from cce_core.objective import Objective
+from cce_core.parallel import VocabularyShard
 from cce_core.problem import Problem, Wanted
 
 
@@ -63,6 +64,7 @@ def check(
     weights: torch.Tensor | None,
     objective: Objective,
     entropy: bool,
+    shard: VocabularyShard | None = None,
 ) -> Inputs:
     """Check what `linear_cross_entropy` was given, and lay it out.
 
@@ -73,11 +75,17 @@ def check(
     e, c = _autocast(e, c)
     _check_dtypes(e, c, targets)
     _check_shapes(e, c, targets, bias, weights)
+    if shard is not None and shard.first + len(c) > shard.total:
+        raise ValueError(
+            f"vocab_shard is of {shard.total} rows and c begins at row {shard.first} of them; "
+            f"got a c of {len(c)} rows"
+        )
     length = targets.shape[-1] if targets.ndim > 0 else 1
     layout = Layout(targets.shape, min(objective.shift, length))
+    vocabulary = len(c) if shard is None else shard.total
     rows = torch.where(targets == objective.ignore_index, -1, targets.long())
-    outside = ((rows < 0) & (targets != objective.ignore_index)) | (rows >= len(c))
-    poison = _check_targets(targets, outside, len(c), objective)
+    outside = ((rows < 0) & (targets != objective.ignore_index)) | (rows >= vocabulary)
+    poison = _check_targets(targets, outside, vocabulary, objective)
     wanted = Wanted(mean=objective.label_smoothing > 0, entropy=entropy)
     rows = layout.to_rows(rows.masked_fill(outside, -1), -1)
     problem = Problem(e.reshape(-1, e.shape[-1]), c, bias, rows, objective.head, wanted)

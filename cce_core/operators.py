@@ -12,10 +12,11 @@ row_gradients uses its state up, which its schema does not say: `Implementation.
 second use right, and nobody else reads it.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch._compile import _disable_dynamo
 
 from cce_core import registry
 from cce_core.config import ImplementationName, LossConfig
@@ -76,6 +77,20 @@ for _schema in (
     library.define(_schema, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]  # likewise
 row_statistics = torch.ops.cce_core.row_statistics.default
 row_gradients = torch.ops.cce_core.row_gradients.default
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+
+def kernel(operator: str, key: str) -> Callable[[Kernel], Kernel]:
+    """Register a function as what an operator does at a dispatch key, hidden from torch.compile.
+
+    Where the caller of the operator could not be compiled, the compiler would try its body.
+    """
+
+    def register(function: Kernel) -> Kernel:
+        library.impl(operator, _disable_dynamo(function), key)  # type: ignore[no-untyped-call]
+        return function
+
+    return register
 
 
 class _Call:
@@ -107,7 +122,7 @@ class _Call:
         return registry.choose(self.problem, self.config)
 
 
-@torch.library.impl(library, "row_statistics", "CompositeExplicitAutograd")
+@kernel("row_statistics", "CompositeExplicitAutograd")
 def _statistics(
     e: torch.Tensor,
     c: torch.Tensor,
@@ -139,7 +154,7 @@ def _statistics_shapes(
 torch.library.register_fake("cce_core::row_statistics", _statistics_shapes, lib=library)
 
 
-@torch.library.impl(library, "row_gradients", "CompositeExplicitAutograd")
+@kernel("row_gradients", "CompositeExplicitAutograd")
 def _gradients(
     e: torch.Tensor,
     c: torch.Tensor,

@@ -23,6 +23,7 @@ def test_the_exported_names() -> None:
         "IGNORE_INDEX",
         "LinearCrossEntropy",
         "LossConfig",
+        "VocabularyShard",
         "linear_cross_entropy",
         "reference",
     ]
