@@ -9,7 +9,7 @@ lower one in scratch, so it costs 2 N D bytes instead of 4 N D. The last slice r
 N rows, V vocabulary, D width. Offsets are 64-bit where they can pass 2**31.
 """
 
-# ruff: noqa: N803, D103, C901, SIM102 - Triton's language: constants are upper case,
+# ruff: noqa: N803, D103, C901, SIM102, PLR5501 - Triton's language: constants are upper case,
 # pointers come by position, branches on constants do not combine. No types: its values have none.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
 

@@ -1,9 +1,9 @@
 """The mean-field tail: how the mass that a block leaves out spreads over the block's columns.
 
-What is left out of p[i, v] is replaced by mass[i, b] weight[v], with weight[v] the column's share of
+What is left out of p[i, v] is replaced by mass[i, b] weight[v]: weight[v] is the column's share of
 the mass that its block leaves out over a sample of S rows, whose p is computed here exactly
-(softcap's slope included): dropped pairs whole, of kept ones the entries under the bar that are not
-listed for dE. Row and block sums stay exact. With the block's mean row of C under these weights,
+(softcap's slope included). Left out are dropped pairs, and of kept ones the entries under the bar,
+which are not listed for dE. Row and block sums stay exact. With the block's mean row of C,
     mean[b] = sum_v weight[v] C[v],
 dE's tail is mass^T mean, a product V / BLOCK wide. B blocks of BLOCK columns, D width.
 """
