@@ -29,7 +29,6 @@ from worker.events import (
 from worker.training import batches, checkpoint, data, memory, receipt, report
 from worker.training.batches import Batch
 from worker.training.checkpoint import Position, Run
-from worker.training.data import Dataset
 from worker.training.examples import Example
 from worker.training.model import (
     hidden_states,
@@ -69,15 +68,11 @@ def validate(spec: RunSpec, reporter: Reporter) -> None:
         message = f"The tokenizer of {spec.job.model} has no chat template; use plain text data."
         raise JobFailure("unsupported_model", message, param="model")
     length = sequence_length(spec.job, config)
-    dataset = data.load(spec.training, tokenizer, length)
+    size = data.measure(spec.training, tokenizer, length)
     if spec.validation is not None:
-        data.load(spec.validation, tokenizer, length, "invalid_validation_file")
+        data.measure(spec.validation, tokenizer, length, "invalid_validation_file")
     reporter.send(
-        Validated(
-            examples=len(dataset.examples),
-            tokens=dataset.tokens,
-            supervised_tokens=dataset.supervised,
-        )
+        Validated(examples=size.examples, tokens=size.tokens, supervised_tokens=size.supervised)
     )
 
 
@@ -112,14 +107,14 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
 def _data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, length: int) -> Data:
     options = spec.job.options
     training = data.load(spec.training, tokenizer, length)
-    validation = Dataset()
+    validation: list[Example] = []
     if spec.validation is not None:
         validation = data.load(spec.validation, tokenizer, length, "invalid_validation_file")
 
-    def rows(dataset: Dataset) -> list[list[Example]]:
+    def rows(examples: list[Example]) -> list[list[Example]]:
         if options.packing:
-            return batches.pack(dataset.examples, length)
-        return [[example] for example in dataset.examples]
+            return batches.pack(examples, length)
+        return [[example] for example in examples]
 
     pad = tokenizer.pad_token_id or 0
     assert isinstance(pad, int)
