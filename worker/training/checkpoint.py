@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from worker.training.adapter import is_adapted
 from worker.training.optimizer import MasterAdamW
 
 _STATE = "state"
@@ -66,7 +67,12 @@ def save(run: Run, position: Position, folder: Path) -> None:
 
 def save_model(run: Run, folder: Path) -> None:
     """Weights as safetensors (an adapter's alone, where there is one), tokenizer and config."""
-    run.model.save_pretrained(folder)
+    if is_adapted(run.model):
+        # Embeddings never change their size here; peft would ask the hub whether they have.
+        run.model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink()  # a form to fill in, with a path of this machine
+    else:
+        run.model.save_pretrained(folder)
     run.tokenizer.save_pretrained(folder)
 
 
@@ -84,7 +90,7 @@ def resume(run: Run, folder: Path) -> Position:
 
 def load_weights(model: Any, folder: Path) -> None:
     """Load what `save_model` wrote into the same model."""
-    if hasattr(model, "peft_config"):
+    if is_adapted(model):
         from peft import load_peft_weights, set_peft_model_state_dict
 
         set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))

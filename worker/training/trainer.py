@@ -27,10 +27,13 @@ from worker.events import (
     Validated,
 )
 from worker.training import batches, checkpoint, data, memory, receipt, report
+from worker.training.adapter import is_adapted
 from worker.training.batches import Batch
 from worker.training.checkpoint import Position, Run
 from worker.training.examples import Example
 from worker.training.model import (
+    check,
+    check_packing,
     hidden_states,
     load_config,
     load_model,
@@ -64,9 +67,7 @@ def validate(spec: RunSpec, reporter: Reporter) -> None:
     """Tokenize everything, and say whether it can be trained on."""
     reporter.phase("validating")
     config, tokenizer = load_config(spec), load_tokenizer(spec)
-    if spec.training.format == "chat" and tokenizer.chat_template is None:
-        message = f"The tokenizer of {spec.job.model} has no chat template; use plain text data."
-        raise JobFailure("unsupported_model", message, param="model")
+    check(spec, tokenizer)
     length = sequence_length(spec.job, config)
     size = data.measure(spec.training, tokenizer, length)
     if spec.validation is not None:
@@ -91,6 +92,8 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
     model = load_model(spec, resolved, device)
     run = _run(model, tokenizer, spec, resolved)
     parts = split_model(model)
+    if spec.job.options.packing:
+        check_packing(parts)
     loss_config = LossConfig(
         implementation=resolved.loss_implementation, preset=spec.job.options.loss.preset
     )
@@ -346,7 +349,7 @@ def _finish(
     session.reporter.send(
         Result(
             model=folder / "model",
-            model_kind="lora" if hasattr(session.run.model, "peft_config") else "full",
+            model_kind="lora" if is_adapted(session.run.model) else "full",
             metrics_csv=folder / "metrics.csv",
             report=folder / "report.json",
             trained_tokens=position.tokens,

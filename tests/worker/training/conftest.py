@@ -1,9 +1,10 @@
 """A tokenizer and a model that are trained in a second, and the trainer run in this process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tests.support.stack import write_chat
@@ -11,6 +12,15 @@ from tests.worker.training.support import Outcome, make_spec, train
 from worker.training import starter
 
 SHAPE = {"vocab-size": 384, "width": 32, "layers": 2, "heads": 2, "context": 128}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small gain nothing from a second thread, which waits for others' processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

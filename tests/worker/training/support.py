@@ -7,12 +7,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import transformers
+
 from service.contract.spec import JobSpec, ResolvedOptions, TrainingOptions
 from worker.events import LINE, DataSource, Line, Metrics, Result, RunSpec
 from worker.training import trainer
 from worker.training.reporter import Reporter
 
 T = TypeVar("T")
+_TINY = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_LLAMA = {**_TINY, "intermediate_size": 48, "num_key_value_heads": 2}
+# Rotary and learned positions, sliding windows, softcaps, experts, biases.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Llama": _LLAMA,
+    "Gemma2": {**_LLAMA, "head_dim": 8, "final_logit_softcapping": 3.0, "sliding_window": 4},
+    "Mixtral": {**_LLAMA, "num_local_experts": 4},
+    "GPTNeoX": {**_TINY, "intermediate_size": 48},
+    "GPT2": {
+        "vocab_size": 97,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+    },
+}
+
+
+def make_model(family: str, **options: Any) -> transformers.PreTrainedModel:
+    """A model with weights large enough that all that it does shows in its logits."""
+    transformers.set_seed(0)
+    config = getattr(transformers, f"{family}Config")(**{**FAMILIES.get(family, {}), **options})
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(std=0.2)
+    return model
 
 
 def ask(question: str, answer: str, **fields: Any) -> dict:
