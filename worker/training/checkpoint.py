@@ -25,7 +25,7 @@ class Position:
 
     Attributes:
         step: Optimizer steps done.
-        tokens: Tokens processed.
+        tokens: Tokens processed, without padding.
         metrics: The rows of the metrics table so far.
     """
 

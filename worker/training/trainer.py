@@ -136,7 +136,7 @@ def _run(
     scheduler = get_scheduler(
         options.lr_scheduler,
         optimizer,
-        num_warmup_steps=math.ceil(options.warmup_ratio * resolved.total_steps),
+        num_warmup_steps=int(options.warmup_ratio * resolved.total_steps),
         num_training_steps=resolved.total_steps,
     )
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
@@ -219,19 +219,18 @@ class Session:
             torch.autograd.backward(output.loss / supervised)
             loss += float(output.loss.detach())
             correct += int(output.correct.sum())
-            position.tokens += batch.input_ids.numel()
+        _insist_finite(loss, "loss", position.step + 1)
         rate = self.run.scheduler.get_last_lr()[0]
         self.run.optimizer.take_gradients()
-        torch.nn.utils.clip_grad_norm_(
+        norm = torch.nn.utils.clip_grad_norm_(
             self.run.optimizer.masters, self.spec.job.options.max_grad_norm
         )
+        _insist_finite(float(norm), "norm of the gradient", position.step + 1)
         self.run.optimizer.step()
         self.run.scheduler.step()
         self.run.optimizer.zero_grad(set_to_none=True)
         position.step += 1
-        if not math.isfinite(loss):
-            message = f"The loss is {loss} at step {position.step}; try a lower learning rate."
-            raise JobFailure("training_diverged", message)
+        position.tokens += sum(len(example.input_ids) for row in rows for example in row)
         return {"loss": loss / supervised, "accuracy": correct / supervised, "rate": rate}
 
     def _forward(self, batch: Batch) -> LossOutput:
@@ -293,6 +292,7 @@ class Session:
                 correct += int(output.correct.sum())
                 supervised += batch.supervised
         self.run.model.train()
+        _insist_finite(loss, "validation loss", position.step)
         self._report_evaluation(position, loss / supervised, correct / supervised, full=full)
 
     def _validation(self) -> Iterator[Batch]:
@@ -357,6 +357,12 @@ def _finish(
     )
 
 
+def _insist_finite(value: float, name: str, step: int) -> None:
+    if not math.isfinite(value):
+        message = f"The {name} is {value} at step {step}; try a lower learning rate."
+        raise JobFailure("training_diverged", message)
+
+
 def _device_memory(device: torch.device) -> dict[str, object]:
     if device.type == "cuda":
         return {
@@ -364,11 +370,11 @@ def _device_memory(device: torch.device) -> dict[str, object]:
             "device_memory_bytes": torch.cuda.memory_allocated(device),
             "device_memory_peak_bytes": torch.cuda.max_memory_allocated(device),
         }
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    now, peak = _resident_bytes(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "device": "cpu",
-        "device_memory_bytes": _resident_bytes(),
-        "device_memory_peak_bytes": peak,
+        "device_memory_bytes": now,
+        "device_memory_peak_bytes": max(now, peak),  # the kernel adds up the two at its own times
     }
 
 

@@ -61,6 +61,9 @@ def chats(count: int) -> list[dict]:
     return [ask(f"What is {n} plus one?", f"It is {n + 1}. " * (1 + n % 3)) for n in range(count)]
 
 
+LONG = [ask("a", "b"), ask("a", "b" * 300)]
+
+
 def source(path: Path, rows: list[dict]) -> DataSource:
     """A file of rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
