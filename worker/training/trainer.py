@@ -27,11 +27,13 @@ from worker.events import (
     Validated,
 )
 from worker.training import batches, checkpoint, data, memory, receipt, report
+from worker.training.adapter import is_adapted
 from worker.training.batches import Batch
 from worker.training.checkpoint import Position, Run
-from worker.training.data import Dataset
 from worker.training.examples import Example
 from worker.training.model import (
+    check,
+    check_packing,
     hidden_states,
     load_config,
     load_model,
@@ -65,19 +67,13 @@ def validate(spec: RunSpec, reporter: Reporter) -> None:
     """Tokenize everything, and say whether it can be trained on."""
     reporter.phase("validating")
     config, tokenizer = load_config(spec), load_tokenizer(spec)
-    if spec.training.format == "chat" and tokenizer.chat_template is None:
-        message = f"The tokenizer of {spec.job.model} has no chat template; use plain text data."
-        raise JobFailure("unsupported_model", message, param="model")
+    check(spec, tokenizer)
     length = sequence_length(spec.job, config)
-    dataset = data.load(spec.training, tokenizer, length)
+    size = data.measure(spec.training, tokenizer, length)
     if spec.validation is not None:
-        data.load(spec.validation, tokenizer, length, "invalid_validation_file")
+        data.measure(spec.validation, tokenizer, length, "invalid_validation_file")
     reporter.send(
-        Validated(
-            examples=len(dataset.examples),
-            tokens=dataset.tokens,
-            supervised_tokens=dataset.supervised,
-        )
+        Validated(examples=size.examples, tokens=size.tokens, supervised_tokens=size.supervised)
     )
 
 
@@ -96,6 +92,8 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
     model = load_model(spec, resolved, device)
     run = _run(model, tokenizer, spec, resolved)
     parts = split_model(model)
+    if spec.job.options.packing:
+        check_packing(parts)
     loss_config = LossConfig(
         implementation=resolved.loss_implementation, preset=spec.job.options.loss.preset
     )
@@ -112,14 +110,14 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
 def _data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, length: int) -> Data:
     options = spec.job.options
     training = data.load(spec.training, tokenizer, length)
-    validation = Dataset()
+    validation: list[Example] = []
     if spec.validation is not None:
         validation = data.load(spec.validation, tokenizer, length, "invalid_validation_file")
 
-    def rows(dataset: Dataset) -> list[list[Example]]:
+    def rows(examples: list[Example]) -> list[list[Example]]:
         if options.packing:
-            return batches.pack(dataset.examples, length)
-        return [[example] for example in dataset.examples]
+            return batches.pack(examples, length)
+        return [[example] for example in examples]
 
     pad = tokenizer.pad_token_id or 0
     assert isinstance(pad, int)
@@ -138,7 +136,7 @@ def _run(
     scheduler = get_scheduler(
         options.lr_scheduler,
         optimizer,
-        num_warmup_steps=math.ceil(options.warmup_ratio * resolved.total_steps),
+        num_warmup_steps=int(options.warmup_ratio * resolved.total_steps),
         num_training_steps=resolved.total_steps,
     )
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
@@ -221,19 +219,18 @@ class Session:
             torch.autograd.backward(output.loss / supervised)
             loss += float(output.loss.detach())
             correct += int(output.correct.sum())
-            position.tokens += batch.input_ids.numel()
+        _insist_finite(loss, "loss", position.step + 1)
         rate = self.run.scheduler.get_last_lr()[0]
         self.run.optimizer.take_gradients()
-        torch.nn.utils.clip_grad_norm_(
+        norm = torch.nn.utils.clip_grad_norm_(
             self.run.optimizer.masters, self.spec.job.options.max_grad_norm
         )
+        _insist_finite(float(norm), "norm of the gradient", position.step + 1)
         self.run.optimizer.step()
         self.run.scheduler.step()
         self.run.optimizer.zero_grad(set_to_none=True)
         position.step += 1
-        if not math.isfinite(loss):
-            message = f"The loss is {loss} at step {position.step}; try a lower learning rate."
-            raise JobFailure("training_diverged", message)
+        position.tokens += sum(len(example.input_ids) for row in rows for example in row)
         return {"loss": loss / supervised, "accuracy": correct / supervised, "rate": rate}
 
     def _forward(self, batch: Batch) -> LossOutput:
@@ -295,6 +292,7 @@ class Session:
                 correct += int(output.correct.sum())
                 supervised += batch.supervised
         self.run.model.train()
+        _insist_finite(loss, "validation loss", position.step)
         self._report_evaluation(position, loss / supervised, correct / supervised, full=full)
 
     def _validation(self) -> Iterator[Batch]:
@@ -351,12 +349,18 @@ def _finish(
     session.reporter.send(
         Result(
             model=folder / "model",
-            model_kind="lora" if hasattr(session.run.model, "peft_config") else "full",
+            model_kind="lora" if is_adapted(session.run.model) else "full",
             metrics_csv=folder / "metrics.csv",
             report=folder / "report.json",
             trained_tokens=position.tokens,
         )
     )
+
+
+def _insist_finite(value: float, name: str, step: int) -> None:
+    if not math.isfinite(value):
+        message = f"The {name} is {value} at step {step}; try a lower learning rate."
+        raise JobFailure("training_diverged", message)
 
 
 def _device_memory(device: torch.device) -> dict[str, object]:
@@ -366,11 +370,11 @@ def _device_memory(device: torch.device) -> dict[str, object]:
             "device_memory_bytes": torch.cuda.memory_allocated(device),
             "device_memory_peak_bytes": torch.cuda.max_memory_allocated(device),
         }
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    now, peak = _resident_bytes(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "device": "cpu",
-        "device_memory_bytes": _resident_bytes(),
-        "device_memory_peak_bytes": peak,
+        "device_memory_bytes": now,
+        "device_memory_peak_bytes": max(now, peak),  # the kernel adds up the two at its own times
     }
 
 
