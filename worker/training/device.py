@@ -1,0 +1,41 @@
+"""The device of a job: its name, and how much of its memory is in use."""
+
+import os
+import platform
+import resource
+from typing import Any
+
+import torch
+
+_PAGE_BYTES = resource.getpagesize()
+
+
+def name(device: torch.device) -> str:
+    """For example `NVIDIA H200`; the kind of machine for a CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
+def usage(device: torch.device) -> dict[str, Any]:
+    """The fields of the progress that tell of the device; on CPU the process's resident set."""
+    if device.type == "cuda":
+        return {
+            "device": name(device),
+            "device_memory_bytes": torch.cuda.memory_allocated(device),
+            "device_memory_peak_bytes": torch.cuda.max_memory_allocated(device),
+        }
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "device": "cpu",
+        "device_memory_bytes": _resident_bytes(),
+        "device_memory_peak_bytes": peak,
+    }
+
+
+def free_cpu_bytes() -> int:
+    """Physical memory of this machine that nobody uses."""
+    return os.sysconf("SC_AVPHYS_PAGES") * _PAGE_BYTES
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm") as statm:  # noqa: PTH123 -- a kernel interface, not a path of ours
+        return int(statm.read().split()[1]) * _PAGE_BYTES
