@@ -20,8 +20,12 @@ class InvalidData(JobFailure):
         shown = "; ".join(f"line {f['line']}: {f['path']}: {f['reason']}" for f in faults[:3])
         more = f"; and {total - 3} more" if total > 3 else ""
         field_name = code.removeprefix("invalid_")
-        super().__init__(code, f"The file has {total} faults: {shown}{more}.", param=field_name)
-        self.data = {"faults": faults, "total_faults": total}
+        super().__init__(
+            code,
+            f"The file has {total} faults: {shown}{more}.",
+            param=field_name,
+            data={"faults": faults, "total_faults": total},
+        )
 
 
 @dataclass

@@ -31,6 +31,20 @@ def usage(device: torch.device) -> dict[str, Any]:
     }
 
 
+def reset_peak(device: torch.device) -> None:
+    """Let the peak of `usage` begin anew; on CPU the system keeps it, from the process's start."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def total_bytes(device: torch.device) -> int:
+    """All memory of the device; on CPU that of the machine."""
+    if device.type == "cuda":
+        total: int = torch.cuda.get_device_properties(device).total_memory
+        return total
+    return os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
+
+
 def free_cpu_bytes() -> int:
     """Physical memory of this machine that nobody uses."""
     return os.sysconf("SC_AVPHYS_PAGES") * _PAGE_BYTES

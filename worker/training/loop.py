@@ -38,6 +38,7 @@ class Loop:
         """Step until the end."""
         session, position, total = self.session, self.position, self.session.resolved.total_steps
         session.run.model.train()
+        device.reset_peak(session.device)
         if position.step == 0:
             self._evaluate(full=False)
         session.reporter.phase("training")

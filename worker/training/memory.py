@@ -126,7 +126,7 @@ def _step(bench: Bench, loss: Loss) -> Peak | OutOfMemory:
 
 def _figure(result: Peak | OutOfMemory) -> Figure:
     if isinstance(result, OutOfMemory):
-        return Figure(bytes=result.asked_bytes, provenance="out_of_memory")
+        return Figure(bytes=result.asked_bytes or 0, provenance="out_of_memory")
     return Figure(bytes=result.bytes, provenance="measured")
 
 

@@ -10,7 +10,7 @@ from service.contract.errors import JobFailure
 from service.contract.memory import MemoryLedger, NumericsReceipt
 from service.contract.spec import ResolvedOptions
 from worker.events import Ledger, Message, Receipt, Resolved, Result, RunSpec, Validated
-from worker.training import batches, checkpoint, data, memory, receipt, report
+from worker.training import batches, checkpoint, data, memory, oom, receipt, report
 from worker.training.checkpoint import Position, Run
 from worker.training.data import Dataset
 from worker.training.loop import Loop
@@ -56,7 +56,13 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
     length = sequence_length(spec.job, config)
     reporter.phase("validating")
     rows = _data(spec, tokenizer, length)
-    resolved = resolve(spec.job, len(rows.training), length, cuda=device.type == "cuda")
+    resolved = resolve(
+        spec.job,
+        len(rows.training),
+        length,
+        cuda=device.type == "cuda",
+        max_micro_batch_size=spec.max_micro_batch_size,
+    )
     reporter.send(Resolved(options=resolved))
     reporter.phase("loading")
     model = load_model(spec, resolved, device)
@@ -71,7 +77,8 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
         reporter.send(Message(message=f"Resumed from the checkpoint at step {position.step}."))
     session = Session(spec, resolved, rows, run, parts, loss_config, reporter)
     ledger, parity = _measure(session)
-    Loop(session, position).train()
+    with oom.while_training(session):
+        Loop(session, position).train()
     _finish(session, position, ledger, parity)
 
 
