@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
+from cce_core import observe
 from cce_core.kernels.launch import Logit, describe
 from cce_core.kernels.pairs import block_gradient_kernel, pair_logits_kernel, row_gradient_kernel
 from cce_core.kernels.plan import count_kernel, list_kernel, plan_kernel
@@ -114,7 +115,16 @@ def filtered_gradients(
             _block_gradient(job, plan, turn, (weight, pull), targets.dc)
     if targets.de is not None:
         _row_gradient(job, plan, lists, mean, targets.de)
+    if observe.wanted():
+        observe.report(_left_out(job), plan.exact)
     return plan.exact
+
+
+def _left_out(job: _Job) -> torch.Tensor:
+    """(N,) fp32: each row's probability that the mean field stands for; NaN past the rows."""
+    share = job.mass.sum(0, dtype=torch.float32) / job.g_lse
+    counted = torch.arange(len(share), device=share.device) < job.rows.count
+    return torch.where(counted & (job.rows.labels >= 0), share, float("nan"))
 
 
 def _plan(job: _Job) -> Plan:

@@ -28,8 +28,12 @@ class InvalidData(JobFailure):
         more = f"; and {total - _MAX_TOLD} more" if total > _MAX_TOLD else ""
         plural = "fault" if total == 1 else "faults"
         field_name = code.removeprefix("invalid_")
-        super().__init__(code, f"The file has {total} {plural}: {told}{more}.", param=field_name)
-        self.data = {"faults": faults, "fault_count": total}
+        super().__init__(
+            code,
+            f"The file has {total} {plural}: {told}{more}.",
+            param=field_name,
+            data={"faults": faults, "fault_count": total},
+        )
 
 
 @dataclass(frozen=True)

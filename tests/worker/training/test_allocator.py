@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from worker.training.allocator import OutOfMemory, Peak, peak_of
+from worker.training.allocator import OutOfMemory, Peak, asked_bytes, peak_of
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -91,22 +91,29 @@ def test_counting_twice_gives_the_same() -> None:
     assert peak(work).bytes == peak(work).bytes > 0
 
 
+def test_a_refused_allocation_is_an_answer_and_leaves_nothing_behind() -> None:
+    refused = peak_of(lambda: [numbers(1), torch.zeros(2**50)], CPU)
+    assert refused == OutOfMemory(asked_bytes=2**52)
+    assert isinstance(peak_of(lambda: [numbers(1)], CPU), Peak)
+
+
+def test_any_other_error_is_none_of_its_business() -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        peak_of(lambda: [torch.zeros(2, 3) @ torch.zeros(2, 3)], CPU)
+
+
 @pytest.mark.parametrize(
-    ("message", "asked"),
+    ("message", "size"),
     [
-        ("CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has ...", 3 * 2**29),
-        ("CUDA out of memory. Tried to allocate 20.00 MiB.", 20 * MIB),
-        ("CUDA out of memory. Tried to allocate 512 B.", 512),
-        ("CUDA error: out of memory", 0),
+        ("CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total", 3 << 29),
+        ("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total", 20 << 20),
+        ("CUDA out of memory. Tried to allocate 512 bytes. GPU 0 has a total", 512),
+        ("you tried to allocate 4096 bytes. Error code 12", 4096),
+        ("CUDA out of memory.", None),
     ],
 )
-def test_out_of_memory_is_a_result_with_the_bytes_that_were_asked_for(
-    message: str, asked: int
-) -> None:
-    def work() -> list[torch.Tensor]:
-        raise torch.OutOfMemoryError(message)
-
-    assert peak_of(work, CPU) == OutOfMemory(asked)
+def test_what_was_asked_for_is_read_from_the_message(message: str, size: int | None) -> None:
+    assert asked_bytes(RuntimeError(message)) == size
 
 
 @pytest.mark.gpu
