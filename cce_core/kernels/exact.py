@@ -4,8 +4,9 @@ For each slice of W columns, two launches:
     dz[i, v] = (g_lse[i] p[i, v] + g_label[i] [v = y_i] + g_mean[i] / V) * cap' * scale
     dC[v]    = sum_i dz[i, v] E[i]      written once
     dE[i]   += sum_v dz[i, v] C[v]      kept in fp32 across the slices
-An fp32 accumulator of dE is two 16-bit halves: the upper one lives in the bf16 gradient itself, the
-lower one in scratch, so it costs 2 N D bytes instead of 4 N D. The last slice rounds to nearest.
+The accumulator of a bf16 dE has 24 bits: the upper 16 live in the gradient itself, the lower 8 in
+scratch, so that it costs N D bytes instead of 4 N D. Each slice but the last rounds it to 2**-16 of
+its size, the last one to bf16's 2**-9.
 N rows, V vocabulary, D width. Offsets are 64-bit where they can pass 2**31.
 """
 
@@ -96,9 +97,9 @@ def dlogits_kernel(
 
 
 @triton.jit
-def merge_halves(upper, lower):
-    """The fp32 number whose bits are these two int16."""
-    bits = (upper.to(tl.int32) << 16) | (lower.to(tl.int32) & 0xFFFF)
+def merged(upper, lower):
+    """The fp32 number whose upper 24 bits are these int16 and int8."""
+    bits = (upper.to(tl.int32) << 16) | ((lower.to(tl.int32) & 0xFF) << 8)
     return bits.to(tl.float32, bitcast=True)
 
 
@@ -124,7 +125,7 @@ def fold(
     if not IS_FIRST:
         held = tl.load(aux_ptr + lower, mask=mask, other=0)
         if SPLIT:
-            held = merge_halves(tl.load(de_ptr + upper, mask=mask, other=0), held)
+            held = merged(tl.load(de_ptr + upper, mask=mask, other=0), held)
         acc += held
     if IS_LAST:
         if SPLIT:
@@ -133,8 +134,9 @@ def fold(
             tl.store(de_ptr + upper, acc.to(de_ptr.dtype.element_ty), mask=mask)
     elif SPLIT:
         bits = acc.to(tl.int32, bitcast=True)
+        bits = tl.where(acc == acc, bits + 0x80, bits)  # to the nearest; NaN would wrap around
         tl.store(de_ptr + upper, (bits >> 16).to(tl.int16), mask=mask)
-        tl.store(aux_ptr + lower, bits.to(tl.int16), mask=mask)
+        tl.store(aux_ptr + lower, (bits >> 8).to(tl.int8), mask=mask)
     else:
         tl.store(aux_ptr + lower, acc, mask=mask)
 
@@ -147,7 +149,7 @@ def gradients_kernel(
     c_desc,  # (V, D), box (BLOCK_K, BLOCK_D); None without WITH_DE
     dc_desc,  # (V, D) box (BLOCK_M, BLOCK_D); None without WITH_DC
     de_ptr,  # (N, D), the gradient; its bits where SPLIT
-    de_aux_ptr,  # (N, D) the lower halves where SPLIT, else unused
+    de_aux_ptr,  # (N, D), the lower bits where SPLIT, else the accumulator
     index_ptr,  # (N,) int32, the compact row's place in dE
     rows_ptr,
     wanted_ptr,

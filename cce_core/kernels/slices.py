@@ -71,7 +71,7 @@ class _Slice:
     first: int
     columns: int
     dz: torch.Tensor
-    aux: torch.Tensor  # dE's lower halves, or its fp32 accumulator
+    aux: torch.Tensor  # dE's lower bits, or its fp32 accumulator
     wanted: torch.Tensor | None  # () int32: zero makes every launch return at once
     ticket: torch.Tensor  # () int32, zero
 
@@ -87,7 +87,7 @@ def exact_gradients(
     n, d = rows.e.shape
     v = logit.c.shape[0]
     device, dtype = rows.e.device, rows.e.dtype
-    aux_type = torch.int16 if dtype == torch.bfloat16 else torch.float32
+    aux_type = torch.int8 if dtype == torch.bfloat16 else torch.float32
     aux = torch.empty((n, d) if targets.de is not None else (1, 16), dtype=aux_type, device=device)
     alone = targets.dc is None or targets.dbias is not None
     width = scratch_columns(n, v, dtype.itemsize, rows.e.nbytes + aux.nbytes, alone=alone)
@@ -138,7 +138,7 @@ def _gradients(rows: Rows, logit: Logit, targets: Targets, part: _Slice) -> None
     tiling = logit.tilings.gradients
     m, d, k = tiling.block_n, tiling.block_v, tiling.block_d
     with_de, with_dc = targets.de is not None, targets.dc is not None
-    split = part.aux.dtype == torch.int16
+    split = part.aux.dtype == torch.int8
     de = targets.de if targets.de is not None else part.aux
     gradients_kernel[(logit.programs,)](
         describe(part.dz, m, k) if with_de else None,

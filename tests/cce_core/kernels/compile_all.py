@@ -23,7 +23,7 @@ INTEGERS = {
 HALVES = {
     "mass_ptr", "tail_ptr", "entry_dz_ptr", "e_ptr", "c_ptr", "out_ptr", "pull_ptr", "de_ptr",
 }  # fmt: skip
-SPLIT = {"de_ptr": "*i16", "de_aux_ptr": "*i16"}
+SPLIT = {"de_ptr": "*i16", "de_aux_ptr": "*i8"}
 COMMON = {"UPCAST": False, "PRECISION": "ieee", "PROGRAMS": 132}
 
 

@@ -255,6 +255,18 @@ def test_an_ignored_row_of_nan_stays_out() -> None:
     assert grads.e.isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # the interpreter's own
+@pytest.mark.parametrize("eps", [None, 2.0**-12])
+def test_a_counted_row_of_nan_is_nan_in_its_gradient(eps) -> None:
+    """Also where dE is kept in 24 bits between slices: a NaN's bits must not wrap to a number."""
+    p = problem(20, 90, 40)
+    p.targets[4] = 7
+    p.e[4] = float("nan")
+    _, saved = p.run(eps=eps)
+    grads = p.back(saved)
+    assert grads.e[4].isnan().all()
+
+
 def test_loss_alone_copies_nothing() -> None:
     p = problem(20, 90, 40)
     outputs, saved = p.run(e=False, c=False)
