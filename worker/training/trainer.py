@@ -1,6 +1,5 @@
 """The training of one job, top to bottom: prepare, measure, check, train, save."""
 
-
 import torch
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
