@@ -146,6 +146,7 @@ def _run(
 def _measure(session: "Session") -> tuple[MemoryLedger | None, NumericsReceipt]:
     """Parity and memory on the first real batch; both leave the run as it was."""
     session.reporter.phase("measuring")
+    session.run.model.train()  # else nothing is dropped out, nor recomputed
     first = session.batch_at(0)[: session.resolved.micro_batch_size]
     batch = session.data.batch(first).to(session.device)
     ledger = None
