@@ -146,6 +146,21 @@ class Result(_Line):
     trained_tokens: int
 
 
+class Compared(_Line):
+    """The comparison is done: the last line of `train` mode on such a job.
+
+    Attributes:
+        json_report: A `ComparisonReport`.
+        csv_table: Its figures, a row for each cell.
+        html_report: The same with plots, in one file that needs no other.
+    """
+
+    kind: Literal["compared"] = "compared"
+    json_report: Path
+    csv_table: Path
+    html_report: Path
+
+
 class Failed(_Line):
     """The job cannot go on; a last line of either mode."""
 
@@ -166,6 +181,7 @@ Line = Annotated[
     | Metrics
     | CheckpointWritten
     | Result
+    | Compared
     | Failed,
     Field(discriminator="kind"),
 ]

@@ -7,6 +7,7 @@ from service.contract.job import Event, Progress
 from service.contract.store import Store
 from worker.events import (
     CheckpointWritten,
+    Compared,
     Failed,
     Ledger,
     Line,
@@ -21,7 +22,7 @@ from worker.events import (
 from worker.lease import Lease
 from worker.publish import Publisher
 
-Final = Validated | Result | Failed
+Final = Validated | Result | Compared | Failed
 _THIN_EVERY = 100
 
 
@@ -66,7 +67,7 @@ class Recorder:
                 self._update(Event(message="Loss verified.", data=data), receipt=line.receipt)
             case CheckpointWritten():
                 self._publisher.checkpoint(line)
-            case Validated() | Result() | Failed():
+            case Validated() | Result() | Compared() | Failed():
                 raise AssertionError(f"a last line is the runner's: {line}")
 
     def flush(self, *, now: bool = False) -> None:

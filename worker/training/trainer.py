@@ -41,8 +41,8 @@ def validate(spec: RunSpec, reporter: Reporter) -> None:
     )
 
 
-def train(spec: RunSpec, reporter: Reporter) -> None:
-    """Do the job."""
+def open_session(spec: RunSpec, reporter: Reporter) -> tuple[Session, Position]:
+    """Load all that the job works with, and put it where the last attempt left it."""
     reporter.phase("loading")
     checkpoint.seed_everything(spec.job.seed)
     device = pick_device()
@@ -57,7 +57,8 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
         cuda=device.type == "cuda",
         max_micro_batch_size=spec.max_micro_batch_size,
     )
-    reporter.send(Resolved(options=resolved))
+    if spec.job.comparison is None:  # which has no batch size of its own
+        reporter.send(Resolved(options=resolved))
     reporter.phase("loading")
     model = load_model(spec, resolved, device)
     run = _run(model, tokenizer, spec, resolved)
@@ -71,7 +72,12 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
     if spec.resume_from is not None:
         position = checkpoint.resume(run, spec.resume_from)
         reporter.send(Message(message=f"Resumed from the checkpoint at step {position.step}."))
-    session = Session(spec, resolved, rows, run, parts, loss_config, reporter)
+    return Session(spec, resolved, rows, run, parts, loss_config, reporter), position
+
+
+def train(spec: RunSpec, reporter: Reporter) -> None:
+    """Do the job."""
+    session, position = open_session(spec, reporter)
     ledger, parity = _measure(session)
     with oom.while_training(session):
         Loop(session, position).train()
