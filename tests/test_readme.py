@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 
 from service.app import create_app
 from service.cli import main
+from service.comparison_request import ComparisonCreate
 from service.contract.spec import TrainingOptions
 from service.job_request import JobCreate
 from service.schemas import Job
@@ -87,6 +88,11 @@ def test_every_created_job_is_accepted() -> None:
     values.pop("training_file")
     fixed = {name: ast.literal_eval(value) for name, value in values.items()}
     JobCreate.model_validate({**fixed, "training_file": "file-1", **extra})
+
+
+def test_the_comparison_is_accepted() -> None:
+    curl = next(block for block in blocks("sh") if "fine_tuning/comparisons -H" in block)
+    ComparisonCreate.model_validate_json(re.search(r"-d '(\{.*?\})'", curl, re.DOTALL)[1])
 
 
 def test_the_commands_parse() -> None:

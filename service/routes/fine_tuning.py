@@ -43,6 +43,9 @@ _CREATED: dict[int | str, dict[str, Any]] = {
     201: {"links": _LINKS},
 }
 Limit = Annotated[int, Query(ge=1, le=1000)]
+Order = Annotated[
+    Literal["asc", "desc"], Query(description="Extension: `asc`, oldest first, for followers.")
+]
 
 
 async def _metadata(request: Request) -> dict[str, str]:
@@ -84,7 +87,7 @@ def list_jobs(
     after: str | None = None,
     limit: Limit = 20,
 ) -> Listing[Job]:
-    """Jobs, newest first."""
+    """Jobs, newest first, comparisons among them."""
     page = services.store.page(org, after=after, limit=limit, metadata=metadata)
     return Listing.of(jobs.views(services, page.items), has_more=page.has_more)
 
@@ -118,10 +121,7 @@ def list_events(
     changed: IfChanged,
     after: str | None = None,
     limit: Limit = 20,
-    order: Annotated[
-        Literal["asc", "desc"],
-        Query(description="Extension: `asc`, oldest first, for followers."),
-    ] = "desc",
+    order: Order = "desc",
 ) -> Listing[JobEvent]:
     """A job's history, newest first; with `order=asc`, `after` is the last event already seen."""
     changed.check(services.store.version(job_id, org))
