@@ -176,6 +176,8 @@ def _figure(figure: Figure | None) -> str:
 
 def outcome(job: Job) -> Text:
     """How a job ended, in a line."""
+    if job.status is JobStatus.SUCCEEDED and job.fine_tuned_model is None:
+        return Text("Succeeded.", "green")
     if job.status is JobStatus.SUCCEEDED:
         return Text(f"Succeeded. Model: {job.fine_tuned_model}", "green")
     if job.error is not None:

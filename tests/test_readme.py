@@ -15,6 +15,7 @@ from service.cli import main
 from service.comparison_request import ComparisonCreate
 from service.contract.spec import TrainingOptions
 from service.job_request import JobCreate
+from service.regression import MARGINS, Margin
 from service.schemas import Job
 from service.settings import ServiceSettings
 
@@ -93,6 +94,19 @@ def test_every_created_job_is_accepted() -> None:
 def test_the_comparison_is_accepted() -> None:
     curl = next(block for block in blocks("sh") if "fine_tuning/comparisons -H" in block)
     ComparisonCreate.model_validate_json(re.search(r"-d '(\{.*?\})'", curl, re.DOTALL)[1])
+
+
+def test_the_margins_are_those_of_the_gate() -> None:
+    rows = re.findall(
+        r"^\| (`.*?) \| (higher|lower) \| (.*?) \|$", section("Compare"), re.MULTILINE
+    )
+    stated = {}
+    for names, worse, text in rows:
+        share, fixed = re.fullmatch(r"(?:(\d+) %)?(?: \+ )?(.+)?", text).groups()
+        absolute = 2**20 if fixed == "1 MiB" else float(fixed or 0)
+        margin = Margin(worse, relative=int(share or 0) / 100, absolute=absolute)
+        stated |= dict.fromkeys(re.findall(r"`(\w+)`", names), margin)
+    assert stated == MARGINS
 
 
 def test_the_commands_parse() -> None:
