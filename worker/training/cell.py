@@ -93,6 +93,8 @@ def measure(bench: Bench, name: LossName, size: int, tell: Tell) -> Cell:
     if reason := _why_not(bench, name, size):
         return cell.model_copy(update={"outcome": "unavailable", "note": reason})
     bench.restart()
+    # Compiled for this shape: past a few, torch would go on uncompiled and say nothing of it.
+    torch.compiler.reset()
     try:
         found = attempt(lambda: _trained(bench, cell, tell))
     except ImplementationUnavailable as error:

@@ -220,3 +220,19 @@ def test_the_json_is_plain(outcome: Outcome) -> None:
     told = json.loads(outcome.one(Compared).json_report.read_text())
     assert told.keys() == {"job_id", "conditions", "versions", "cells"}
     assert told["cells"][0].keys() == set(Cell.model_fields)
+
+
+@pytest.mark.gpu
+def test_a_gpu_compares_all_four_and_the_logits_show(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.training.trainer.pick_device", lambda: torch.device("cuda"))
+    asked = {"batch_sizes": [4, 64], "steps": 6}
+    found = read(compare(make_spec(tmp_path, tiny, chats(64), comparison=asked)))
+    cells = by_place(found)
+    assert found.conditions.method == "CUDA allocator peak"
+    assert [each.outcome for each in found.cells] == ["completed"] * 8
+    for each in found.cells:
+        assert each.max_curve_difference < 0.1
+        assert each.gradient_error.hidden < 0.05
+    assert cells["full_logits", 64].peak_bytes > cells["cce", 64].peak_bytes
