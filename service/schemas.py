@@ -14,6 +14,7 @@ from service.contract.job import (
     JobStatus,
     Level,
     Progress,
+    ReducedBatch,
     StoredEvent,
 )
 from service.contract.memory import MemoryLedger, NumericsReceipt
@@ -215,6 +216,10 @@ class JobHead(BaseModel):
     resolved: ResolvedOptions | None = Field(
         description='Extension: every "auto" resolved, once the trainer has done so.'
     )
+    reduced_batch: ReducedBatch | None = Field(
+        description="Extension: the micro-batch after the device ran out of memory; gradient"
+        " accumulation keeps the effective batch."
+    )
 
 
 class Job(TrainingOptions, JobHead):
@@ -243,7 +248,7 @@ class Job(TrainingOptions, JobHead):
             metadata=spec.metadata,
             hyperparameters=hyperparameters,
             method=Method(supervised=Supervised(hyperparameters=hyperparameters)),
-            queue_position=queue_position,
+            queue_position=queue_position if record.status is JobStatus.QUEUED else None,
         )
 
 
