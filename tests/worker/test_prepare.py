@@ -121,6 +121,17 @@ def test_a_base_model_is_the_folder_of_the_allow_list(stored: Deployment, workdi
     assert spec.model_source == folder
 
 
+def test_weights_that_cannot_be_read_are_named(stored: Deployment, workdir: Path) -> None:
+    """A link that leads nowhere stands for another user's file, which root could read."""
+    weights = stored.folder / "models" / "base" / "model.safetensors"
+    weights.symlink_to("../../blobs/0a1b2c")
+    under_an_adapter = tuned(stored, "on-base", kind="lora")
+    for name in ("base", under_an_adapter):
+        error = failure(stored, workdir, stored.create(model=name))
+        assert (error.code, error.param) == ("model_unavailable", "model")
+        assert str(weights) in error.message
+
+
 @pytest.mark.parametrize("name", ["../base", "/etc", "base/../base", "elsewhere", "org/base"])
 def test_nothing_else_is_a_base_model(stored: Deployment, workdir: Path, name: str) -> None:
     error = failure(stored, workdir, stored.create(model=name))
