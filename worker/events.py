@@ -16,6 +16,7 @@ from service.contract.memory import MemoryLedger, NumericsReceipt
 from service.contract.spec import DataFormat, JobSpec, ResolvedOptions
 
 Mode = Literal["validate", "train"]
+Device = Literal["auto", "cuda", "cpu"]
 
 
 class _Line(BaseModel):
@@ -40,6 +41,7 @@ class RunSpec(_Line):
         base_model: The folder or hub id under an adapter, where the model to tune is one.
         workdir: Where the trainer may write; it writes nowhere else.
         resume_from: A checkpoint's folder, or None to start from the beginning.
+        device: What to train on; `auto` is a GPU where there is one.
         max_micro_batch_size: The most sequences at once, since more did not fit; None for any.
     """
 
@@ -52,6 +54,7 @@ class RunSpec(_Line):
     validation: DataSource | None = None
     workdir: Path
     resume_from: Path | None = None
+    device: Device = "auto"
     max_micro_batch_size: int | None = None
 
 

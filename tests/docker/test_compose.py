@@ -172,6 +172,9 @@ def test_every_variable_is_a_setting_and_parses(
         assert settings.storage_url == "/data/storage"
         assert settings.model_folders == [Path("/models")]
         assert settings.hub_models == []
+        if isinstance(settings, WorkerSettings):
+            # A reserved GPU that gets lost must not leave a job on the CPU for days.
+            assert settings.device == ("cuda" if name == "worker-gpu" else "auto")
 
 
 def test_hub_models_are_handed_on(changed: Composition) -> None:

@@ -111,6 +111,13 @@ def test_the_spec_is_the_jobs(stored: Deployment, workdir: Path) -> None:
     assert (spec.validation, spec.base_model, spec.resume_from) == (None, None, None)
 
 
+@pytest.mark.parametrize("device", ["auto", "cuda", "cpu"])
+def test_the_device_is_the_workers(stored: Deployment, workdir: Path, device: str) -> None:
+    stored.settings = stored.settings.model_copy(update={"device": device})
+    _, spec = prepare(stored, workdir, stored.create())
+    assert spec.device == device
+
+
 # Models
 
 

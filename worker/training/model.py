@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from cce_core.models import Split, UnsupportedModelError, split
 from service.contract.errors import JobFailure
 from service.contract.spec import ResolvedOptions
-from worker.events import RunSpec
+from worker.events import Device, RunSpec
 from worker.training.adapter import adapted
 from worker.training.batches import Batch
 
@@ -23,14 +23,19 @@ _MIXED = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 _PROBE_TOKENS = 8
 
 
-def pick_device() -> torch.device:
-    """CUDA where torch was built for it and has a device, else CPU.
+def pick_device(wanted: Device) -> torch.device:
+    """The wanted device; `auto` is CUDA where torch was built for it and has a device, else CPU.
 
     Raises:
-        JobFailure: There is a GPU driver, but torch can't use it: no silent fall to the CPU.
+        JobFailure: CUDA is wanted or a GPU there, but can't be used: no silent fall to the CPU.
     """
+    if wanted == "cpu":
+        return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda")
+    if wanted == "cuda":
+        message = "This worker trains on a GPU alone, and CUDA finds none: has it been lost?"
+        raise JobFailure("device_unavailable", message)
     if torch.version.cuda is not None and torch.cuda.device_count() > 0:
         message = "A GPU is there, but CUDA does not start; see the worker's log."
         raise JobFailure("device_unavailable", message)

@@ -45,7 +45,7 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
     """Do the job."""
     reporter.phase("loading")
     checkpoint.seed_everything(spec.job.seed)
-    device = pick_device()
+    device = pick_device(spec.device)
     tokenizer, config = load_tokenizer(spec), load_config(spec)
     length = sequence_length(spec.job, config)
     reporter.phase("validating")

@@ -69,7 +69,25 @@ def refusal(model: Path | str, folder: Path) -> JobFailure:
 def test_without_a_gpu_the_device_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert pick_device() == CPU
+    assert pick_device("auto") == CPU
+
+
+def test_a_worker_for_gpus_does_not_train_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(JobFailure) as failure:
+        pick_device("cuda")
+    assert failure.value.code == "device_unavailable"
+
+
+def test_a_gpu_is_taken_where_it_is_there_and_not_forbidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [pick_device(wanted).type for wanted in ("auto", "cuda", "cpu")] == [
+        "cuda",
+        "cuda",
+        "cpu",
+    ]
 
 
 def test_a_gpu_that_does_not_start_is_no_reason_to_train_on_the_cpu(
@@ -79,7 +97,7 @@ def test_a_gpu_that_does_not_start_is_no_reason_to_train_on_the_cpu(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     with pytest.raises(JobFailure) as failure:
-        pick_device()
+        pick_device("auto")
     assert failure.value.code == "device_unavailable"
 
 
