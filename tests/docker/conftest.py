@@ -4,15 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docker.support import Composition, read_composition
+from tests.docker.support import CHANGES, Composition, read_composition
 
-CHANGES = {
-    "HEADROOM_BIND": "0.0.0.0",  # noqa: S104 -- what a user may ask for
-    "HEADROOM_PORT": "9000",
-    "HEADROOM_MODELS": "/srv/models",
-    "HEADROOM_HUB_MODELS": '["Qwen/*", "org/model"]',
-    "HEADROOM_GPU": "GPU-3b9a",
-}
 _COMMANDS = (["docker", "compose"], ["docker-compose"])
 
 

@@ -15,6 +15,14 @@ import yaml
 
 FOLDER = Path(__file__).parents[2] / "docker"
 SECRETS = "/run/secrets"
+# Every variable that compose.yaml takes from its user, with what is not its default.
+CHANGES = {
+    "HEADROOM_BIND": "0.0.0.0",  # noqa: S104 -- what a user may ask for
+    "HEADROOM_PORT": "9000",
+    "HEADROOM_MODELS": "/srv/models",
+    "HEADROOM_HUB_MODELS": '["Qwen/*", "org/model"]',
+    "HEADROOM_GPU": "GPU-3b9a",
+}
 _SHARED = {"redis", "api"}
 
 

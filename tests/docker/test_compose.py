@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -15,7 +16,7 @@ from service.contract.connection import connect
 from service.contract.settings import Settings
 from service.redis_server import executable
 from service.settings import ServiceSettings
-from tests.docker.support import FOLDER, SECRETS, Composition, read_composition
+from tests.docker.support import CHANGES, FOLDER, SECRETS, Composition, read_composition
 from worker.settings import WorkerSettings
 
 _START_S = 20.0
@@ -181,6 +182,15 @@ def test_hub_models_are_handed_on(changed: Composition) -> None:
     for service in changed.ours.values():
         patterns = json.loads(service["environment"]["HEADROOM_HUB_MODELS"])
         assert patterns == ["Qwen/*", "org/model"]
+
+
+def test_the_readme_tells_every_variable_that_a_user_may_set() -> None:
+    used = set(re.findall(r"\$\{(\w+)", (FOLDER / "compose.yaml").read_text()))
+    readme = (FOLDER.parent / "README.md").read_text()
+    section = readme.split("\n## Deploy with Docker Compose\n")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE)
+    assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == used
+    assert CHANGES.keys() == used
 
 
 def test_an_image_is_built_once(composition: Composition) -> None:
