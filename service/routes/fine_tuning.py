@@ -93,7 +93,7 @@ def list_jobs(
 def get_job(
     job_id: str, org: Organization, services: ServicesDep, changed: IfChanged, response: Response
 ) -> Response:
-    """A job as it stands. Poll with `If-None-Match`: 304 costs next to nothing."""
+    """A job as it stands. Poll with `If-None-Match`: the answer is 304 while nothing is new."""
     standing = services.store.standing(job_id, org)
     changed.check(standing.tag)
     shown = jobs.shown(standing)

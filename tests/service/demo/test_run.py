@@ -33,11 +33,12 @@ def test_a_loss_that_is_no_number_fails_the_demo() -> None:
         run._judge(_trained(10.0, float("nan")))
 
 
-def test_a_program_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None:
+def test_a_program_that_fails_is_told_with_its_last_words() -> None:
     with pytest.raises(DemoFailed) as error:
-        run._program("starter", tmp_path / "nothing.jsonl", tmp_path / "model")
-    assert "-m worker.training.starter" in str(error.value)
-    assert "nothing.jsonl" in str(error.value).partition("failed:")[2]
+        run._program("no_such_program", "an argument")
+    command, _, words = str(error.value).partition("failed:")
+    assert "-m worker.training.no_such_program an argument" in command
+    assert "No module named worker.training.no_such_program" in words
 
 
 def test_the_comparison_shows_the_ledger_the_losses_and_the_answers() -> None:
