@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable
 
 from service.contract.job import Event, JobError, JobRecord, JobStatus, Progress, new_id
-from service.contract.memory import Figure, LossMemory, MemoryLedger, Saving
+from service.contract.memory import Figure, LossMemory, MemoryLedger, Saving, StepPhases
 from service.contract.spec import JobSpec, ResolvedOptions
 from service.contract.store import Claim, Store
 
@@ -50,6 +50,7 @@ LEDGER = MemoryLedger(
             loss_layer_ratio=50.8,
             step_bytes=303 * MIB,
             step_ratio=1.98,
+            micro_batch_ratio=9.0,
         ),
         Saving(
             baseline="chunked",
@@ -60,6 +61,8 @@ LEDGER = MemoryLedger(
         ),
     ],
 )
+
+PHASES = StepPhases(steps=3, data=0.01, forward=0.06, loss=0.02, backward=0.1, optimizer=0.01)
 
 RESOLVED = ResolvedOptions(
     batch_size=8,
@@ -113,7 +116,7 @@ class SceneJob:
         self._update(Event(message="Options resolved."), resolved=RESOLVED)
         self._update(None, progress=Progress(phase="measuring"))
         if ledger:
-            self._update(Event(message="Memory ledger measured."), memory=LEDGER)
+            self._update(Event(message="Memory ledger measured."), memory=LEDGER, phases=PHASES)
 
     def train(self, steps: Iterable[int]) -> None:
         """Report steps; every twentieth is evaluated."""

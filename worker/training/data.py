@@ -1,7 +1,7 @@
 """Load a dataset: tokenize every row, and list every row that can't be trained on."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -64,7 +64,8 @@ def load(
             if not line.strip():
                 continue
             try:
-                dataset.examples.append(_checked(encode(json.loads(line), tokenizer), max_length))
+                example = _checked(encode(json.loads(line), tokenizer), max_length)
+                dataset.examples.append(replace(example, line=number))
             except BadRow as fault:
                 total += 1
                 if len(faults) < MAX_FAULTS:

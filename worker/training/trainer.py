@@ -7,10 +7,11 @@ from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from cce_core import LossConfig
 from service.contract.errors import JobFailure
-from service.contract.memory import MemoryLedger, NumericsReceipt
+from service.contract.memory import MemoryLedger
+from service.contract.receipt import NumericsReceipt
 from service.contract.spec import ResolvedOptions
 from worker.events import Ledger, Message, Receipt, Resolved, Result, RunSpec, Validated
-from worker.training import batches, checkpoint, data, memory, oom, receipt, report
+from worker.training import batches, checkpoint, data, memory, oom, outliers, receipt, report
 from worker.training.checkpoint import Position, Run
 from worker.training.data import Dataset
 from worker.training.loop import Loop
@@ -75,7 +76,8 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
     if spec.resume_from is not None:
         position = checkpoint.resume(run, spec.resume_from)
         reporter.send(Message(message=f"Resumed from the checkpoint at step {position.step}."))
-    session = Session(spec, resolved, rows, run, parts, loss_config, reporter)
+    resumed = position.step if spec.resume_from else None
+    session = Session(spec, resolved, rows, run, parts, loss_config, reporter, resumed)
     ledger, parity = _measure(session)
     with oom.while_training(session):
         Loop(session, position).train()
@@ -124,10 +126,16 @@ def _measure(session: Session) -> tuple[MemoryLedger | None, NumericsReceipt]:
     batch = session.first_batch()
     ledger = None
     with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
-        parity = receipt.check(session.model, batch, session.loss, session.spec.job.seed)
+        parity = receipt.check(session, batch)
         session.reporter.send(Receipt(receipt=parity))
         if session.spec.job.options.memory_ledger:
-            ledger = memory.measure(session.model, batch, session.loss)
+            with oom.while_training(session):
+                ledger = memory.measure(
+                    session.model,
+                    batch,
+                    session.loss,
+                    optimizer_bytes=session.run.optimizer.unmade_bytes,
+                )
             session.reporter.send(Ledger(ledger=ledger))
     return ledger, parity
 
@@ -144,6 +152,8 @@ def _finish(
     folder.mkdir()
     checkpoint.save_model(session.run, folder / "model")
     report.write_csv(position, folder / "metrics.csv")
+    outliers.write_csv(position, folder / "outliers.csv")
+    parity = receipt.over_time(parity, position)
     report.write_report(spec, session.resolved, position, ledger, parity, folder / "report.json")
     session.reporter.send(
         Result(
@@ -151,6 +161,8 @@ def _finish(
             model_kind="lora" if hasattr(session.run.model, "peft_config") else "full",
             metrics_csv=folder / "metrics.csv",
             report=folder / "report.json",
+            outliers_csv=folder / "outliers.csv",
+            receipt=parity,
             trained_tokens=position.tokens,
         )
     )
