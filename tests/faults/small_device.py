@@ -5,7 +5,7 @@
 
 With `rows`, the allocator's error is raised in the middle of a forward pass, where a real one would
 come from: when more than ROWS sequences are worked on at once, once AFTER passes went well; and
-always by the full logits of more than ROWS, but one. With `bytes`, the allocator may take no more
+always by the full logits of more than ROWS. With `bytes`, the allocator may take no more
 than so many from the device.
 """
 
@@ -34,7 +34,7 @@ def hold_no_more_than(rows: int, after: int) -> None:
     full_logits = baselines.full_logits
 
     def few_logits(hidden: torch.Tensor, *rest: object) -> torch.Tensor:
-        if len(hidden) > max(1, rows):  # one checks the loss
+        if len(hidden) > rows:
             raise torch.OutOfMemoryError(
                 "CUDA out of memory. Tried to allocate 6.00 GiB. GPU 0 ..."
             )

@@ -56,19 +56,6 @@ def test_the_job_goes_on_from_its_checkpoint_at_half_the_micro_batch_with_the_sa
     assert after["provenance"] == "measured"
 
 
-def test_a_device_that_holds_not_even_one_sequence_ends_the_job_with_advice(
-    tmp_path: Path, tiny_model: Path, texts: list[str]
-) -> None:
-    with deploy(tmp_path, tiny_model, small_device("rows", 0, 0)) as (deployment, _):
-        deployment.worker("validate", "train")
-        job_id = submit(deployment, texts)
-        record = ended(deployment, job_id)
-    assert (record.status, record.error.code) == ("failed", "out_of_memory")
-    assert record.reduced_batch == ReducedBatch(micro_batch_size=1, times=2)
-    for part in ("at a micro-batch of 1", "1.50 GiB", "max_seq_length", "LoRA", "halved 2 times"):
-        assert part in record.error.message
-
-
 @pytest.mark.gpu
 def test_a_real_cuda_out_of_memory_is_survived(tmp_path: Path) -> None:
     model = make_tiny_llama(
