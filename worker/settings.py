@@ -26,6 +26,7 @@ class WorkerSettings(Settings):
         stop_grace_s: Time for a trainer to end by itself after SIGTERM, before SIGKILL.
         progress_interval_s: The shortest time between two writes of a job's progress.
         resend_grace_s: How long a job may be without a message before the reaper sends another.
+        log_level: The least that the worker logs.
     """
 
     worker_name: str = Field(default_factory=socket.gethostname)

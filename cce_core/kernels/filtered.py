@@ -30,7 +30,7 @@ class Filter:
     """What is kept, in units of a row's mean upstream gradient, and how much room there is."""
 
     pair_bar: float = 2.0**-11.5  # a block's share of its row's gradient
-    entry_bar: float = 2.0**-13.5  # an entry's
+    entry_bar: float = 2.0**-13  # an entry's
     entries: int | None = None  # length of a row's list; None fills the budget
     big_entries: int = 192  # of these, slots for the large ones alone
     density: float = 0.25  # the kept part of all pairs above which exact takes over
@@ -39,7 +39,7 @@ class Filter:
     @classmethod
     def of(cls, eps: float) -> "Filter":
         """The bars for a threshold `eps` on an entry's probability; 2**-12 is the default."""
-        return cls(pair_bar=eps * 2.0**0.5, entry_bar=eps * 2.0**-1.5)
+        return cls(pair_bar=eps * 2.0**0.5, entry_bar=eps / 2)
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,7 @@ def _weigh_tail(job: _Job, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
         rows.e.shape[0],
         logit.c.shape[0],
         rows.e.shape[1],
+        job.options.entry_bar,
         logit.scale,
         logit.softcap or 1.0,
         HAS_CAP=logit.softcap is not None,

@@ -53,7 +53,7 @@ def test_a_valid_file_queues_the_job_for_training(deployment: Deployment, runner
 def test_a_faulty_file_fails_the_job_with_every_fault(
     deployment: Deployment, runner: Runner
 ) -> None:
-    faults = {"faults": [{"line": 3, "reason": "too long"}], "total": 1}
+    faults = {"faults": [{"line": 3, "path": None, "message": "too long"}], "fault_count": 1}
     script = ["failed", "invalid_training_file", "1 fault", faults]
     job_id = deployment.create(script, status="validating_files")
     runner.run(job_id, VALIDATE)

@@ -1,5 +1,6 @@
 """Examples as batches of tensors: packing, padding, and the order of an epoch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,32 +20,26 @@ class Batch:
     labels: torch.Tensor
     position_ids: torch.Tensor
     attention_mask: torch.Tensor | None  # None: packed, position ids tell sequences apart
-    owner: torch.Tensor  # which of the examples a token belongs to; 0 for padding
-    examples: tuple[Example, ...]
+    owner: torch.Tensor | None = None  # which of `examples` a token is of; 0 for padding
+    examples: tuple[Example, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
-        mask = self.attention_mask
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device),
-            labels=self.labels.to(device),
-            position_ids=self.position_ids.to(device),
-            attention_mask=None if mask is None else mask.to(device),
-            owner=self.owner.to(device),
-        )
+        return self._each(lambda tensor: tensor.to(device))
 
     def first(self, rows: int, length: int | None = None) -> "Batch":
         """The first rows, and of them the first tokens."""
-        cut = slice(rows), slice(length)
-        mask = self.attention_mask
+        return self._each(lambda tensor: tensor[:rows, :length])
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        mask, owner = self.attention_mask, self.owner
         return replace(
             self,
-            input_ids=self.input_ids[cut],
-            labels=self.labels[cut],
-            position_ids=self.position_ids[cut],
-            attention_mask=None if mask is None else mask[cut],
-            owner=self.owner[cut],
+            input_ids=change(self.input_ids),
+            labels=change(self.labels),
+            position_ids=change(self.position_ids),
+            attention_mask=None if mask is None else change(mask),
+            owner=None if owner is None else change(owner),
         )
 
     @property

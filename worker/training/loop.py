@@ -84,15 +84,13 @@ class Loop:
                     torch.autograd.backward(output.loss / supervised)
                 sums += torch.stack([output.loss.detach().double(), output.correct.sum().double()])
                 losses.append(outliers.example_losses(held, output))
-                position.tokens += batch.input_ids.numel()
+        loss, correct = sums.tolist()
+        _insist_finite(loss, "loss", position.step + 1)
         with clock.phase("optimizer"):
             rate = self._apply_gradients()
-        position.step += 1
-        loss, correct = sums.tolist()
-        if not math.isfinite(loss):
-            message = f"The loss is {loss} at step {position.step}; try a lower learning rate."
-            raise JobFailure("training_diverged", message)
         examples = [example for batch in parts for example in batch.examples]
+        position.step += 1
+        position.tokens += sum(len(example.input_ids) for example in examples)
         outliers.keep(position, self._epoch, examples, torch.cat(losses).tolist())
         return Point(
             loss / supervised, correct / supervised, rate, filtered_fields(seen) if seen else {}
@@ -103,7 +101,8 @@ class Loop:
         run, options = self.session.run, self.session.spec.job.options
         rate: float = run.scheduler.get_last_lr()[0]
         run.optimizer.take_gradients()
-        torch.nn.utils.clip_grad_norm_(run.optimizer.masters, options.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(run.optimizer.masters, options.max_grad_norm)
+        _insist_finite(float(norm), "norm of the gradient", self.position.step + 1)
         run.optimizer.step()
         run.scheduler.step()
         run.optimizer.zero_grad(set_to_none=True)
@@ -174,7 +173,9 @@ class Loop:
         if not self.session.data.validation:
             return
         self.session.reporter.phase("evaluating")
-        self._log_evaluation(evaluate(self.session), full=full)
+        found = evaluate(self.session)
+        _insist_finite(found.loss, "validation loss", self.position.step)
+        self._log_evaluation(found, full=full)
 
     def _log_evaluation(self, found: Evaluation, *, full: bool) -> None:
         session, position = self.session, self.position
@@ -207,6 +208,12 @@ class Loop:
         metrics = {name: value for name, value in last.items() if value is not None}
         metrics.pop("step", None)
         session.reporter.send(CheckpointWritten(step=position.step, path=folder, metrics=metrics))
+
+
+def _insist_finite(value: float, name: str, step: int) -> None:
+    if not math.isfinite(value):
+        message = f"The {name} is {value} at step {step}; try a lower learning rate."
+        raise JobFailure("training_diverged", message)
 
 
 def _mix(old: float, new: float) -> float:

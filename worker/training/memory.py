@@ -119,20 +119,17 @@ def _losses(model: Split, config: LossConfig) -> dict[LossName, Loss]:
 @contextmanager
 def _as_in_training(model: Split) -> Iterator[None]:
     """Dropout and checkpointing as they will be, and a gradient for every trained weight."""
-    training, trained = model.model.training, _trained(model)
+    trained = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
+    training, gradients = model.model.training, [parameter.grad for parameter in trained]
     model.model.train()
     try:
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
         yield
     finally:
-        for parameter in trained:
-            parameter.grad = None
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient
         model.model.train(training)
-
-
-def _trained(model: Split) -> list[torch.nn.Parameter]:
-    return [p for p in model.model.parameters() if p.requires_grad]
 
 
 def _entry(bench: Bench, name: LossName, loss: Loss) -> LossMemory:

@@ -25,6 +25,7 @@ Row = dict[str, float]
 @torch.no_grad()
 def example_losses(batch: Batch, output: LossOutput) -> torch.Tensor:
     """The summed loss of each example of a batch, (examples,) fp32, on the device."""
+    assert batch.owner is not None
     losses = (output.lse - output.label_logit).detach().flatten()
     return losses.new_zeros(len(batch.examples)).index_add_(0, batch.owner.flatten(), losses)
 

@@ -9,7 +9,7 @@ logits that we don't know of shows here, before training. Gradients are compared
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -28,20 +28,29 @@ from worker.training import device as device_of
 from worker.training.batches import Batch
 from worker.training.checkpoint import Position
 from worker.training.model import hidden_states
-from worker.training.session import Session
 
 _ROWS = 256
 _FILTER_POINTS = 20
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
-def check(session: Session, batch: Batch) -> NumericsReceipt:
+@dataclass(frozen=True)
+class Provenance:
+    """Where a result comes from; the fields are the receipt's."""
+
+    seed: int
+    training_file_sha256: str
+    resumed_from_step: int | None = None
+
+
+def check(
+    model: Split, batch: Batch, config: LossConfig, provenance: Provenance
+) -> NumericsReceipt:
     """Compare, on the first sequence of a batch.
 
     Raises:
         JobFailure: `loss_parity_failed`: an error is over the tolerance, and nothing was trained.
     """
-    model, config, spec = session.model, session.loss, session.spec
     part = _slice(batch)
     tolerance = _TOLERANCE[model.head.weight.dtype]
     training = model.model.training
@@ -62,10 +71,8 @@ def check(session: Session, batch: Batch) -> NumericsReceipt:
         head_grad_error=_error(ours[1][1], truth[1][1]) if len(truth[1]) > 1 else None,
         tolerance=tolerance,
         filtered=_series([{"step": 0, **filtered_fields(seen)}]),
-        seed=spec.job.seed,
-        training_file_sha256=spec.training.sha256,
-        resumed_from_step=session.resumed_from_step,
-        versions=_versions(session.device),
+        **asdict(provenance),
+        versions=_versions(hidden.device),
     )
     _judge(receipt)
     return receipt

@@ -51,7 +51,6 @@ class Session:
     model: Split
     loss: LossConfig
     reporter: Reporter
-    resumed_from_step: int | None
 
     @property
     def device(self) -> torch.device:

@@ -1,21 +1,21 @@
 """The training of one job, top to bottom: prepare, measure, check, train, save."""
 
-import math
-
 import torch
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from cce_core import LossConfig
-from service.contract.errors import JobFailure
 from service.contract.memory import MemoryLedger
 from service.contract.receipt import NumericsReceipt
 from service.contract.spec import ResolvedOptions
 from worker.events import Ledger, Message, Receipt, Resolved, Result, RunSpec, Validated
 from worker.training import batches, checkpoint, data, memory, oom, outliers, receipt, report
+from worker.training.adapter import is_adapted
 from worker.training.checkpoint import Position, Run
-from worker.training.data import Dataset
+from worker.training.examples import Example
 from worker.training.loop import Loop
 from worker.training.model import (
+    check,
+    check_packing,
     load_config,
     load_model,
     load_tokenizer,
@@ -23,6 +23,7 @@ from worker.training.model import (
     split_model,
 )
 from worker.training.optimizer import MasterAdamW
+from worker.training.receipt import Provenance
 from worker.training.reporter import Reporter
 from worker.training.resolve import resolve, sequence_length
 from worker.training.session import Data, Row, Session
@@ -32,19 +33,13 @@ def validate(spec: RunSpec, reporter: Reporter) -> None:
     """Tokenize everything, and say whether it can be trained on."""
     reporter.phase("validating")
     config, tokenizer = load_config(spec), load_tokenizer(spec)
-    if spec.training.format == "chat" and tokenizer.chat_template is None:
-        message = f"The tokenizer of {spec.job.model} has no chat template; use plain text data."
-        raise JobFailure("unsupported_model", message, param="model")
+    check(spec, tokenizer)
     length = sequence_length(spec.job, config)
-    dataset = data.load(spec.training, tokenizer, length)
+    size = data.measure(spec.training, tokenizer, length)
     if spec.validation is not None:
-        data.load(spec.validation, tokenizer, length, "invalid_validation_file")
+        data.measure(spec.validation, tokenizer, length, "invalid_validation_file")
     reporter.send(
-        Validated(
-            examples=len(dataset.examples),
-            tokens=dataset.tokens,
-            supervised_tokens=dataset.supervised,
-        )
+        Validated(examples=size.examples, tokens=size.tokens, supervised_tokens=size.supervised)
     )
 
 
@@ -69,6 +64,8 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
     model = load_model(spec, resolved, device)
     run = _run(model, tokenizer, spec, resolved)
     parts = split_model(model)
+    if spec.job.options.packing:
+        check_packing(parts)
     loss_config = LossConfig(
         implementation=resolved.loss_implementation, preset=spec.job.options.loss.preset
     )
@@ -76,9 +73,8 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
     if spec.resume_from is not None:
         position = checkpoint.resume(run, spec.resume_from)
         reporter.send(Message(message=f"Resumed from the checkpoint at step {position.step}."))
-    resumed = position.step if spec.resume_from else None
-    session = Session(spec, resolved, rows, run, parts, loss_config, reporter, resumed)
-    ledger, parity = _measure(session)
+    session = Session(spec, resolved, rows, run, parts, loss_config, reporter)
+    ledger, parity = _measure(session, position)
     with oom.while_training(session):
         Loop(session, position).train()
     _finish(session, position, ledger, parity)
@@ -87,14 +83,14 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
 def _data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, length: int) -> Data:
     options = spec.job.options
     training = data.load(spec.training, tokenizer, length)
-    validation = Dataset()
+    validation: list[Example] = []
     if spec.validation is not None:
         validation = data.load(spec.validation, tokenizer, length, "invalid_validation_file")
 
-    def rows(dataset: Dataset) -> list[Row]:
+    def rows(examples: list[Example]) -> list[Row]:
         if options.packing:
-            return batches.pack(dataset.examples, length)
-        return [[example] for example in dataset.examples]
+            return batches.pack(examples, length)
+        return [[example] for example in examples]
 
     pad = tokenizer.pad_token_id or 0
     assert isinstance(pad, int)
@@ -113,20 +109,25 @@ def _run(
     scheduler = get_scheduler(
         options.lr_scheduler,
         optimizer,
-        num_warmup_steps=math.ceil(options.warmup_ratio * resolved.total_steps),
+        num_warmup_steps=int(options.warmup_ratio * resolved.total_steps),
         num_training_steps=resolved.total_steps,
     )
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return Run(model, optimizer, scheduler, tokenizer)
 
 
-def _measure(session: Session) -> tuple[MemoryLedger | None, NumericsReceipt]:
+def _measure(session: Session, position: Position) -> tuple[MemoryLedger | None, NumericsReceipt]:
     """Parity and memory on the first real batch; both leave the run as it was."""
     session.reporter.phase("measuring")
     batch = session.first_batch()
+    provenance = Provenance(
+        seed=session.spec.job.seed,
+        training_file_sha256=session.spec.training.sha256,
+        resumed_from_step=position.step if session.spec.resume_from else None,
+    )
     ledger = None
     with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
-        parity = receipt.check(session, batch)
+        parity = receipt.check(session.model, batch, session.loss, provenance)
         session.reporter.send(Receipt(receipt=parity))
         if session.spec.job.options.memory_ledger:
             with oom.while_training(session):
@@ -158,7 +159,7 @@ def _finish(
     session.reporter.send(
         Result(
             model=folder / "model",
-            model_kind="lora" if hasattr(session.run.model, "peft_config") else "full",
+            model_kind="lora" if is_adapted(session.run.model) else "full",
             metrics_csv=folder / "metrics.csv",
             report=folder / "report.json",
             outliers_csv=folder / "outliers.csv",

@@ -1,120 +1,209 @@
-"""The ledger on the job's own batch; the losses are counted, not assumed."""
+"""The ledger: figures that are counted, that say where they come from, and that leave no trace."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, get_peft_model
 
 from cce_core import LossConfig, baselines
 from cce_core.models import Split, split
 from service.contract.memory import LossMemory, MemoryLedger
-from tests.support.tiny_llama import VOCABULARY, make_tiny_llama
+from tests.worker.training.support import make_model
 from worker.training import memory
 from worker.training.batches import Batch, collate
 from worker.training.examples import Example
 
-ROWS, LENGTH = 4, 64
-CONFIG = LossConfig(implementation="blocked", scratch_bytes=2**14)
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+CONFIG = LossConfig(implementation="blocked", scratch_bytes=2**16)
+ROWS, LENGTH, VOCABULARY, WIDTH = 2, 65, 4096, 32
+LOGITS = 4 * ROWS * (LENGTH - 1) * VOCABULARY
 
 
-@pytest.fixture
-def model(tiny_model: Path) -> Split:
-    return split(AutoModelForCausalLM.from_pretrained(tiny_model))
+def batch() -> Batch:
+    ids = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1))
+    positions = torch.arange(LENGTH).expand(ROWS, LENGTH)
+    return Batch(ids, ids.clone(), positions, torch.ones_like(ids))
 
 
-def batch(rows: int, length: int, device: str = "cpu") -> Batch:
-    random = torch.Generator().manual_seed(0)
-    ids = torch.randint(VOCABULARY, (rows, length), generator=random).tolist()
-    return collate([[Example(row, row)] for row in ids], 0, packed=False).to(torch.device(device))
+def model(**options: Any) -> Split:
+    return split(make_model("Llama", vocab_size=VOCABULARY, **options))
 
 
-def entry(ledger: MemoryLedger, loss: str) -> LossMemory:
-    return next(entry for entry in ledger.losses if entry.loss == loss)
+def by_loss(ledger: MemoryLedger) -> dict[str, LossMemory]:
+    return {entry.loss: entry for entry in ledger.losses}
 
 
-def test_the_loss_layer_and_the_step_are_measured_for_each_loss(model: Split) -> None:
-    ledger = memory.measure(model, batch(ROWS, LENGTH), CONFIG)
-    logits = 4 * ROWS * (LENGTH - 1) * VOCABULARY
-    full, ours = entry(ledger, "full_logits"), entry(ledger, "cce")
-    assert {e.loss for e in ledger.losses} == {"full_logits", "chunked", "cce"}
-    for found in ledger.losses:
-        assert found.loss_layer.provenance == found.step.provenance == "measured"
-        assert found.tokens_per_s > 0
-        assert found.largest_micro_batch is None  # the CPU's memory is not the job's alone
-    assert 2 * logits < full.loss_layer.bytes < 5 * logits
-    assert ours.loss_layer.bytes < logits / 2
-    # Both steps hold the same activations; what they differ by is the loss layer's.
-    assert full.step.bytes - ours.step.bytes > logits
-    assert ours.step.bytes > ours.loss_layer.bytes
-    savings = {saving.baseline: saving for saving in ledger.savings}
-    ratio = full.loss_layer.bytes / ours.loss_layer.bytes
-    assert savings["full_logits"].loss_layer_ratio == pytest.approx(ratio)
-    assert savings["full_logits"].step_bytes == full.step.bytes - ours.step.bytes
+@pytest.fixture(scope="module")
+def ledger() -> MemoryLedger:
+    return memory.measure(model(), batch(), CONFIG)
+
+
+def test_the_ledger_says_what_was_measured_on(ledger: MemoryLedger) -> None:
+    assert (ledger.micro_batch_size, ledger.seq_length) == (ROWS, LENGTH)
     assert ledger.tokens == ROWS * (LENGTH - 1)
+    assert (ledger.vocab_size, ledger.hidden_size, ledger.dtype) == (VOCABULARY, WIDTH, "float32")
+    assert ledger.method == "CPU allocator events"
+    assert ledger.device
 
 
-def test_a_step_grows_with_the_micro_batch(model: Split) -> None:
-    small, large = (memory.measure(model, batch(rows, LENGTH), CONFIG) for rows in (2, 8))
-    growth = entry(large, "cce").step.bytes / entry(small, "cce").step.bytes
-    assert 2.5 < growth < 4.5
+def test_every_figure_is_measured_and_says_so(ledger: MemoryLedger) -> None:
+    assert [entry.loss for entry in ledger.losses] == ["full_logits", "chunked", "cce"]
+    for entry in ledger.losses:
+        for figure in (entry.loss_layer, entry.step):
+            assert (figure.provenance, figure.formula) == ("measured", None)
+            assert figure.bytes > 0
+        assert entry.tokens_per_s > 0
 
 
-def test_activations_do_not_hide_behind_gradients_that_are_yet_to_come(model: Split) -> None:
+def test_full_logits_cost_several_times_their_size(ledger: MemoryLedger) -> None:
+    """Logits, log-probabilities, and the gradients of one or two of them."""
+    full = by_loss(ledger)["full_logits"].loss_layer.bytes
+    assert 2.5 * LOGITS < full < 3.5 * LOGITS
+
+
+def test_our_loss_costs_its_tiles_and_not_the_logits(ledger: MemoryLedger) -> None:
+    assert CONFIG.scratch_bytes < by_loss(ledger)["cce"].loss_layer.bytes < LOGITS / 8
+
+
+def test_more_scratch_is_counted() -> None:
+    """Two and a half tiles are held at most."""
+    sizes = 2**16, 2**20
+    little, much = (
+        by_loss(memory.measure(model(), batch(), replace(CONFIG, scratch_bytes=size)))["cce"]
+        for size in sizes
+    )
+    more = sizes[1] - sizes[0]
+    assert more < much.loss_layer.bytes - little.loss_layer.bytes < 2.5 * more
+
+
+def test_savings_are_against_named_baselines(ledger: MemoryLedger) -> None:
+    entries = by_loss(ledger)
+    ours = entries["cce"]
+    assert [saving.baseline for saving in ledger.savings] == ["full_logits", "chunked"]
+    for saving in ledger.savings:
+        baseline = entries[saving.baseline]
+        layers = baseline.loss_layer.bytes, ours.loss_layer.bytes
+        steps = baseline.step.bytes, ours.step.bytes
+        assert saving.loss_layer_bytes == layers[0] - layers[1]
+        assert saving.loss_layer_ratio == pytest.approx(layers[0] / layers[1])
+        assert saving.step_bytes == steps[0] - steps[1]
+        assert saving.step_ratio == pytest.approx(steps[0] / steps[1])
+    assert ledger.savings[0].loss_layer_ratio > 10
+
+
+def test_a_baseline_too_large_to_try_is_modelled_by_a_named_formula(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda name: 1 if name == "SC_AVPHYS_PAGES" else own(name))
+    ledger = memory.measure(model(), batch(), CONFIG)
+    full = by_loss(ledger)["full_logits"]
+    assert (full.loss_layer.provenance, full.loss_layer.formula) == ("modelled", "three_logits")
+    assert full.loss_layer.bytes == 3 * LOGITS
+    assert (full.step, full.tokens_per_s) == (None, None)
+    saving = ledger.savings[0]
+    assert saving.loss_layer_bytes == 3 * LOGITS - by_loss(ledger)["cce"].loss_layer.bytes
+    assert (saving.baseline, saving.step_bytes, saving.step_ratio) == ("full_logits", None, None)
+    others = [entry.loss_layer.provenance for entry in ledger.losses[1:]]
+    assert others == ["measured", "measured"]
+
+
+def test_the_formula_is_near_what_is_measured(ledger: MemoryLedger) -> None:
+    assert by_loss(ledger)["full_logits"].loss_layer.bytes == pytest.approx(3 * LOGITS, rel=0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lora", [False, True])
+def test_measuring_leaves_weights_and_gradients_as_they_were(
+    dtype: torch.dtype, lora: bool
+) -> None:
+    tuned = make_model("Llama", vocab_size=VOCABULARY, attention_dropout=0.1).to(dtype).train()
+    if lora:
+        options = {"r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}
+        config = LoraConfig(task_type="CAUSAL_LM", **options)
+        tuned = get_peft_model(tuned, config, autocast_adapter_dtype=False)
+    parts = split(tuned)
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.full_like(parameter, 0.5)
+    before = {name: parameter.clone() for name, parameter in tuned.named_parameters()}
+    ledger = memory.measure(parts, batch(), CONFIG)
+    assert ledger.dtype == str(dtype).removeprefix("torch.")
+    assert tuned.training
+    for name, parameter in tuned.named_parameters():
+        assert torch.equal(parameter, before[name])
+        if parameter.requires_grad:
+            assert torch.equal(parameter.grad, torch.full_like(parameter, 0.5))
+
+
+def test_a_frozen_head_is_measured_without_its_gradient(ledger: MemoryLedger) -> None:
+    frozen = model()
+    frozen.head.weight.requires_grad_(False)
+    found = by_loss(memory.measure(frozen, batch(), CONFIG))["cce"]
+    assert found.loss_layer.provenance == "measured"
+    assert 0 < found.loss_layer.bytes <= by_loss(ledger)["cce"].loss_layer.bytes
+
+
+def rows_of(count: int, length: int, vocabulary: int = VOCABULARY) -> Batch:
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary, (count, length), generator=random).tolist()
+    return collate([[Example(row, row)] for row in ids], 0, packed=False)
+
+
+def test_a_step_grows_with_the_micro_batch() -> None:
+    small, large = (
+        by_loss(memory.measure(model(), rows_of(rows, LENGTH), CONFIG))["cce"].step.bytes
+        for rows in (2, 8)
+    )
+    assert 2.5 < large / small < 4.5
+
+
+def test_activations_do_not_hide_behind_gradients_that_are_yet_to_come() -> None:
     """Of a batch smaller than the weights, a first step's peak is that of the gradients."""
-    for found in memory.measure(model, batch(1, 16), CONFIG).losses:
+    for found in memory.measure(model(), rows_of(1, 16), CONFIG).losses:
         assert found.step.bytes > found.loss_layer.bytes
 
 
-# The name that every supported release of transformers knows.
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
-def test_it_is_measured_as_it_is_trained(model: Split) -> None:
+def test_the_step_is_measured_as_in_training_whatever_mode_the_model_is_in() -> None:
     """With checkpointing, which transformers does in training mode alone."""
-    model.model.eval()
-    plain = memory.measure(model, batch(8, LENGTH), CONFIG)
-    model.model.gradient_checkpointing_enable(
+    parts = model()
+    parts.model.eval()
+    plain = by_loss(memory.measure(parts, rows_of(8, LENGTH), CONFIG))["cce"].step.bytes
+    parts.model.gradient_checkpointing_enable(
         gradient_checkpointing_kwargs={"use_reentrant": False}
     )
-    checkpointed = memory.measure(model, batch(8, LENGTH), CONFIG)
-    assert entry(checkpointed, "cce").step.bytes < 0.8 * entry(plain, "cce").step.bytes
-    assert not model.model.training
-
-
-def test_it_leaves_the_model_as_it_was(model: Split) -> None:
-    before = {name: value.clone() for name, value in model.model.state_dict().items()}
-    memory.measure(model, batch(2, 16), CONFIG)
-    assert all(p.grad is None for p in model.model.parameters())
-    after = model.model.state_dict()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
+    found = by_loss(memory.measure(parts, rows_of(8, LENGTH), CONFIG))["cce"].step.bytes
+    assert found < 0.9 * plain
+    assert not parts.model.training
 
 
 def test_a_baseline_that_does_not_fit_is_an_entry_and_the_others_are_measured(
-    model: Split, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 ...")
 
     monkeypatch.setattr(baselines, "full_logits", refuse)
-    ledger = memory.measure(model, batch(ROWS, LENGTH), CONFIG)
-    full = entry(ledger, "full_logits")
+    parts = model()
+    ledger = memory.measure(parts, batch(), CONFIG)
+    full = by_loss(ledger)["full_logits"]
     for figure in (full.loss_layer, full.step):
         assert (figure.provenance, figure.bytes) == ("out_of_memory", 2 << 30)
     assert full.tokens_per_s is None
-    assert entry(ledger, "cce").step.provenance == "measured"
+    assert by_loss(ledger)["cce"].step.provenance == "measured"
     assert [saving.baseline for saving in ledger.savings] == ["chunked"]
-    assert all(p.grad is None for p in model.model.parameters())
+    assert all(parameter.grad is None for parameter in parts.model.parameters())
 
 
-def test_a_baseline_that_would_exhaust_the_machine_is_modelled(
-    model: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory.device_of, "free_cpu_bytes", lambda: 1000)
-    full = entry(memory.measure(model, batch(2, 16), CONFIG), "full_logits")
-    assert (full.loss_layer.provenance, full.loss_layer.formula) == ("modelled", "three_logits")
-    assert full.loss_layer.bytes == 3 * 4 * 2 * 15 * VOCABULARY
-    assert full.step is None
+def test_no_micro_batch_is_modelled_on_cpu(ledger: MemoryLedger) -> None:
+    """Its memory is not the job's alone."""
+    assert ledger.room_bytes is None
+    assert [entry.largest_micro_batch for entry in ledger.losses] == [None] * 3
 
 
 @contextmanager
@@ -130,24 +219,25 @@ def capped(size: int) -> Iterator[None]:
 
 
 @pytest.mark.gpu
-def test_a_real_out_of_memory_of_a_baseline_is_recovered_from(tmp_path: Path) -> None:
-    folder = make_tiny_llama(tmp_path / "model", hidden_size=256, max_position_embeddings=2048)
-    causal = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    causal.resize_token_embeddings(131_072)
-    model = split(causal.to("cuda"))
-    config = LossConfig(implementation="triton")
-    free = memory.measure(model, batch(8, 1024, "cuda"), config)
-    full = entry(free, "full_logits")
-    assert full.loss_layer.bytes > 2 * 8 * 1023 * 131_072 * 4
-    assert entry(free, "cce").largest_micro_batch.sequences > full.largest_micro_batch.sequences
-    ratio = {saving.baseline: saving.micro_batch_ratio for saving in free.savings}
-    assert ratio["full_logits"] > 2
+def test_a_real_out_of_memory_of_a_baseline_is_recovered_from() -> None:
+    vocabulary, rows, length = 131_072, 8, 1024
+    options = {"vocab_size": vocabulary, "hidden_size": 256, "intermediate_size": 512}
+    causal = make_model("Llama", **options, max_position_embeddings=2048)
+    parts = split(causal.bfloat16().to("cuda"))
+    held = rows_of(rows, length, vocabulary).to(torch.device("cuda"))
+    config, logits = LossConfig(implementation="triton"), rows * (length - 1) * vocabulary
+    free = memory.measure(parts, held, config)
+    full, ours = by_loss(free)["full_logits"], by_loss(free)["cce"]
+    assert full.loss_layer.bytes > 8 * logits
+    assert ours.largest_micro_batch.sequences > full.largest_micro_batch.sequences >= rows
+    ratios = {saving.baseline: saving.micro_batch_ratio for saving in free.savings}
+    assert ratios["full_logits"] > 2
     with capped(torch.cuda.memory_allocated() + full.loss_layer.bytes // 2):
-        tight = memory.measure(model, batch(8, 1024, "cuda"), config)
-    refused = entry(tight, "full_logits")
+        tight = memory.measure(parts, held, config)
+    refused = by_loss(tight)["full_logits"]
     assert refused.loss_layer.provenance == refused.step.provenance == "out_of_memory"
-    assert refused.loss_layer.bytes >= 2 * 8 * 1023 * 131_072
-    assert 1 <= refused.largest_micro_batch.sequences < 8
-    ours = entry(tight, "cce")
-    assert ours.step.provenance == "measured"
-    assert ours.step.bytes == pytest.approx(entry(free, "cce").step.bytes, rel=0.2)
+    assert refused.loss_layer.bytes >= 2 * logits
+    assert 1 <= refused.largest_micro_batch.sequences < rows
+    again = by_loss(tight)["cce"].step
+    assert again.provenance == "measured"
+    assert again.bytes == pytest.approx(ours.step.bytes, rel=0.2)

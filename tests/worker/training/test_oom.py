@@ -7,7 +7,7 @@ from torch import nn
 
 from service.contract.memory import OutOfMemoryReport
 from service.contract.spec import LoraAdapter
-from tests.worker.training.support import lines_of, run_spec
+from tests.worker.training.support import chats, make_spec, train
 from worker.training.oom import OutOfMemory, besides_training
 
 
@@ -35,22 +35,22 @@ def test_a_model_that_does_not_fit_is_a_failure_that_no_smaller_batch_averts() -
 @pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing:FutureWarning")
 def test_what_does_not_fit_while_training_is_told_with_what_helps(
     tmp_path: Path,
-    tiny_model: Path,
+    tiny: Path,
     monkeypatch: pytest.MonkeyPatch,
     options: dict,
     helps: str,
 ) -> None:
     refuse_in_training(monkeypatch)
-    spec = run_spec(tmp_path, tiny_model, hyper={"batch_size": 1}, options=options)
+    spec = make_spec(tmp_path, tiny, chats(2), hyperparameters={"batch_size": 1}, **options)
     with pytest.raises(OutOfMemory) as caught:
-        lines_of(spec)
+        train(spec)
     failure = caught.value
     assert "at a micro-batch of 1: 1.50 GiB were asked for," in failure.message
     assert failure.message.endswith(f"{helps}, or a larger device.")
     report = OutOfMemoryReport.model_validate(failure.data)
     assert (report.micro_batch_size, report.asked_bytes) == (1, 3 << 29)
     assert report.categories is not None
-    assert report.categories.weights > 200_000
+    assert report.categories.weights > 100_000
     # Nothing was stepped yet: there are no moments, and fp32 weights are their own masters.
     assert (report.categories.optimizer, report.categories.gradients) == (0, 0)
 
