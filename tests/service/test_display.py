@@ -8,7 +8,7 @@ from rich.console import Console, RenderableType
 
 from service.client import Job
 from service.contract.job import JobError, JobStatus, Progress, StoredEvent
-from service.contract.memory import Figure, LossMemory, MemoryLedger, Saving
+from service.contract.memory import Figure, LossMemory, MemoryLedger, Saving, StepPhases
 from service.display import (
     JobView,
     duration,
@@ -19,6 +19,7 @@ from service.display import (
     size,
 )
 from service.watch import Update
+from tests.service.support import LEDGER as WHOLE_LEDGER
 from tests.worker.support import until
 
 MIB = 2**20
@@ -146,7 +147,7 @@ LEDGER = MemoryLedger(
 
 
 def test_no_figure_of_the_ledger_stands_without_its_provenance() -> None:
-    text = _shown(ledger_table(LEDGER))
+    text = _shown(ledger_table(LEDGER, None))
     rows = {line.split("  ")[0].strip(): line for line in text.splitlines() if line.strip()}
     assert "out of memory at 24.0 GiB" in rows["full logits"]
     assert "16.0 GiB modelled" in rows["compiled logits"]
@@ -158,8 +159,33 @@ def test_no_figure_of_the_ledger_stands_without_its_provenance() -> None:
 
 
 def test_a_saving_stands_beside_the_baseline_that_it_names() -> None:
-    lines = _shown(ledger_table(LEDGER)).splitlines()
+    lines = _shown(ledger_table(LEDGER, None)).splitlines()
     assert [line.split("  ")[0] for line in lines if "4096.0x" in line] == ["compiled logits"]
+
+
+def row(text: str, name: str) -> str:
+    return next(line for line in text.splitlines() if line.strip().startswith(name))
+
+
+def test_a_figure_of_the_ledger_never_stands_alone() -> None:
+    text = _shown(ledger_table(WHOLE_LEDGER, None))
+    assert "out of memory at 9.0 GiB" in row(text, "full logits")
+    assert "7 modelled" in row(text, "full logits")
+    assert "60.0 MiB measured" in row(text, "CCE")
+    assert "99 modelled" in row(text, "CCE")
+
+
+def test_where_no_micro_batch_is_modelled_there_is_no_column_for_it() -> None:
+    losses = [e.model_copy(update={"largest_micro_batch": None}) for e in WHOLE_LEDGER.losses]
+    assert "largest" not in _shown(
+        ledger_table(WHOLE_LEDGER.model_copy(update={"losses": losses}), None)
+    )
+
+
+def test_the_phases_of_a_step_are_shares_of_its_time() -> None:
+    phases = StepPhases(steps=3, data=0.1, forward=0.4, loss=0.1, backward=1.2, optimizer=0.2)
+    expected = "A step takes 2 s: data 5%, forward 20%, loss 5%, backward 60%, optimizer 10%."
+    assert expected in _shown(ledger_table(WHOLE_LEDGER, phases))
 
 
 def test_where_nothing_can_be_redrawn_progress_is_a_line_now_and_then() -> None:

@@ -2,17 +2,28 @@
 
 import os
 import platform
+import re
 import resource
+from pathlib import Path
 from typing import Any
 
 import torch
 
+_DRIVER = Path("/proc/driver/nvidia/version")
 _PAGE_BYTES = resource.getpagesize()
 
 
 def name(device: torch.device) -> str:
     """For example `NVIDIA H200`; the kind of machine for a CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
+def driver_version() -> str | None:
+    """Of the NVIDIA kernel driver; None where there is none."""
+    if not _DRIVER.exists():
+        return None
+    found = re.search(r"Kernel Module.*?(\d+\.[\d.]+)", _DRIVER.read_text())
+    return None if found is None else found[1]
 
 
 def usage(device: torch.device) -> dict[str, Any]:
