@@ -1,0 +1,61 @@
+"""What is run on a model: everything beside its shape that decides how much memory a step takes."""
+
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+from service.contract.spec import DtypeName, LoraAdapter
+
+DeviceKind = Literal["cuda", "cpu"]
+ITEM_BYTES: dict[DtypeName, int] = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One micro-batch of B sequences of T tokens, and how it is trained on.
+
+    Attributes:
+        dtype: Of weights, activations and gradients.
+        device: Which device's kernels and optimizer run.
+        micro_batch: B.
+        seq_length: T.
+        checkpointing: Whether activations are computed again in the backward, layer by layer.
+        adapter: LoRA, or None for full fine-tuning.
+        padded: Whether attention needs a mask beyond causality: sequences of different length in a
+            micro-batch, or several packed into one.
+        implementation: Of our own loss.
+        accumulating: Whether gradients of earlier micro-batches of the step are held meanwhile.
+    """
+
+    dtype: DtypeName
+    device: DeviceKind
+    micro_batch: int
+    seq_length: int
+    checkpointing: bool
+    adapter: LoraAdapter | None = None
+    padded: bool = False
+    implementation: Literal["reference", "blocked", "triton"] = "blocked"
+    accumulating: bool = False
+
+    @property
+    def item(self) -> int:
+        """Bytes of a number of `dtype`."""
+        return ITEM_BYTES[self.dtype]
+
+    @property
+    def tokens(self) -> int:
+        """N = B T."""
+        return self.micro_batch * self.seq_length
+
+    @property
+    def full(self) -> bool:
+        """Whether every weight is trained."""
+        return self.adapter is None
+
+    @property
+    def dropout(self) -> bool:
+        """Whether the inputs of adapters are dropped at random."""
+        return self.adapter is not None and self.adapter.dropout > 0
+
+    def of_size(self, micro_batch: int) -> Self:
+        """The same with another micro-batch."""
+        return replace(self, micro_batch=micro_batch)
