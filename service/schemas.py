@@ -14,6 +14,7 @@ from service.contract.job import (
     JobStatus,
     Level,
     Progress,
+    ReducedBatch,
     StoredEvent,
 )
 from service.contract.memory import MemoryLedger, NumericsReceipt
@@ -214,6 +215,10 @@ class JobHead(BaseModel):
     )
     resolved: ResolvedOptions | None = Field(
         description='Extension: every "auto" resolved, once the trainer has done so.'
+    )
+    reduced_batch: ReducedBatch | None = Field(
+        description="Extension: the micro-batch after the device ran out of memory; gradient"
+        " accumulation keeps the effective batch."
     )
 
 

@@ -40,6 +40,7 @@ class RunSpec(_Line):
         base_model: The folder or hub id under an adapter, where the model to tune is one.
         workdir: Where the trainer may write; it writes nowhere else.
         resume_from: A checkpoint's folder, or None to start from the beginning.
+        max_micro_batch_size: The most sequences at once, since more did not fit; None for any.
     """
 
     mode: Mode
@@ -51,6 +52,7 @@ class RunSpec(_Line):
     validation: DataSource | None = None
     workdir: Path
     resume_from: Path | None = None
+    max_micro_batch_size: int | None = None
 
 
 class Message(_Line):

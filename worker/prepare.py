@@ -55,7 +55,7 @@ class Preparation:
         Raises:
             JobFailure: A file is gone, or the storage does not answer.
         """
-        spec = record.spec
+        spec, reduced = record.spec, record.reduced_batch
         data = partial(self._data, org=record.org, workdir=workdir, lease=lease)
         return RunSpec(
             mode=mode,
@@ -69,6 +69,7 @@ class Preparation:
             else None,
             workdir=workdir,
             resume_from=self._checkpoint(record, workdir, lease) if mode == "train" else None,
+            max_micro_batch_size=reduced.micro_batch_size if reduced else None,
         )
 
     def model(self, record: JobRecord, workdir: Path, lease: Lease) -> ModelSource:

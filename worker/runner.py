@@ -6,6 +6,8 @@
 What a job may meet, and what becomes of it:
 
     the trainer reports a failure, a file or the model is gone    failed, with its code
+    the device runs out of memory                                 tried again at half the
+                                                                  micro-batch, then failed
     the trainer dies, the storage is away, an unexpected error    tried again, then failed
     a cancellation                                                cancelled
     this worker is told to stop                                   back in the queue, uncounted
@@ -32,13 +34,10 @@ from worker.prepare import Preparation
 from worker.publish import Publisher
 from worker.recorder import Final, Recorder
 from worker.settings import WorkerSettings
+from worker.verdict import Retry, judge
 
 logger = logging.getLogger(__name__)
 _READ_S = 0.25
-# Another attempt, perhaps on another machine, may fare better.
-_RETRIED = frozenset(
-    {"trainer_crashed", "worker_lost", "storage_unavailable", "device_unavailable"}
-)
 _WAITING = {VALIDATE: JobStatus.VALIDATING_FILES, TRAIN: JobStatus.QUEUED}
 
 
@@ -144,6 +143,7 @@ class Runner:
             log=workdir / "trainer.log",
             cwd=workdir,
             grace_s=self.settings.stop_grace_s,
+            environment={"PYTORCH_ALLOC_CONF": self.settings.allocator_conf},
         ) as child:
             final = _follow(child, recorder, lease)
         self._conclude(attempt, final, publisher)
@@ -164,21 +164,21 @@ class Runner:
             case Result():
                 publisher.result(final)
             case Failed():
-                failure = JobFailure(final.code, final.message, param=final.param)
-                self._fail(attempt, failure, final.data)
+                self._fail(
+                    attempt,
+                    JobFailure(final.code, final.message, param=final.param, data=final.data),
+                )
 
-    def _fail(
-        self, attempt: Attempt, failure: JobFailure, data: dict[str, Any] | None = None
-    ) -> None:
+    def _fail(self, attempt: Attempt, failure: JobFailure) -> None:
         """Try again where that may help and the tries are not used up; else the job has failed."""
-        details = {"code": failure.code, **(data or {})}
-        if failure.code in _RETRIED and attempt.number < self.settings.max_attempts:
-            message = f"Attempt {attempt.number} failed and is tried again: {failure.message}"
-            self._give_back(attempt, Event(level="warn", message=message, data=details))
-            return
-        error = JobError(code=failure.code, message=failure.message, param=failure.param)
-        event = Event(level="error", message=failure.message, data=details)
-        self._end(attempt, JobStatus.FAILED, event, error=error)
+        tries, most = attempt.number, self.settings.max_attempts
+        match judge(failure, attempt.record, tries=tries, max_tries=most):
+            case Retry(event, changes):
+                self._give_back(attempt, event, **changes)
+            case JobError() as error:
+                data = {"code": error.code, **failure.data}
+                event = Event(level="error", message=error.message, data=data)
+                self._end(attempt, JobStatus.FAILED, event, error=error)
 
     def _give_back(self, attempt: Attempt, event: Event, /, **changes: Any) -> None:
         """Put the job back in the queue that it came from."""

@@ -20,10 +20,13 @@ class WorkerSettings(Settings):
         worker_name: How jobs and logs name this machine.
         work_dir: Local scratch space; the folder of an attempt goes when the attempt ends.
         trainer_command: The trainer; the spec's path and `--events-fd N` are appended.
+        allocator_conf: PyTorch's settings of its allocator (PYTORCH_ALLOC_CONF) for the trainer.
+            Segments that can grow keep memory from being lost to gaps, in which nothing fits.
         keep_checkpoints: The newest checkpoints of a job that are kept.
         stop_grace_s: Time for a trainer to end by itself after SIGTERM, before SIGKILL.
         progress_interval_s: The shortest time between two writes of a job's progress.
         resend_grace_s: How long a job may be without a message before the reaper sends another.
+        log_level: The least that the worker logs.
     """
 
     worker_name: str = Field(default_factory=socket.gethostname)
@@ -31,6 +34,7 @@ class WorkerSettings(Settings):
     trainer_command: list[str] = Field(
         default_factory=lambda: [sys.executable, "-m", "worker.training"], min_length=1
     )
+    allocator_conf: str = "expandable_segments:True"
     keep_checkpoints: int = Field(3, ge=1)
     stop_grace_s: float = Field(3.0, ge=0)
     progress_interval_s: float = Field(0.5, ge=0)

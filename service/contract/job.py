@@ -117,6 +117,19 @@ class Checkpoint(BaseModel):
     metrics: dict[str, float]
 
 
+class ReducedBatch(BaseModel):
+    """What running out of memory left of the micro-batch; the effective batch is the same.
+
+    Attributes:
+        micro_batch_size: The most sequences that the next attempt works on at once.
+        times: How often it was halved.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    micro_batch_size: int
+    times: int
+
+
 class JobRecord(BaseModel):
     """The truth about a job, as Redis holds it.
 
@@ -141,6 +154,7 @@ class JobRecord(BaseModel):
     finished_at: int | None = None
     error: JobError | None = None
     resolved: ResolvedOptions | None = None
+    reduced_batch: ReducedBatch | None = None
     progress: Progress | None = None
     memory: MemoryLedger | None = None
     receipt: NumericsReceipt | None = None

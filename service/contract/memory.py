@@ -1,6 +1,7 @@
 """The memory ledger and the numerics receipt: what a job measured about its own loss layer.
 
-Each figure says where it comes from; a saving always names its baseline.
+Each figure says where it comes from; a saving always names its baseline. And what a job found when
+the device had no memory left.
 """
 
 from typing import Literal
@@ -82,6 +83,47 @@ class MemoryLedger(Frozen):
     dtype: str
     losses: list[LossMemory]
     savings: list[Saving]
+
+
+class MemoryByCategory(Frozen):
+    """What the job's tensors hold on the device, in bytes.
+
+    Attributes:
+        weights: The model's parameters and buffers.
+        gradients: Of the weights, in any dtype.
+        optimizer: Its state, and fp32 copies of weights of another dtype.
+        other: All else that was allocated: activations, the loss layer, work space. None on CPU,
+            where the allocator keeps no account.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    other: int | None
+
+
+class OutOfMemoryReport(Frozen):
+    """The allocator's account of the moment when it could not give what was asked for.
+
+    Attributes:
+        device: Name of the device.
+        micro_batch_size: Sequences that were worked on at once; None where fewer would not help,
+            since what did not fit is the model itself.
+        asked_bytes: Size of the allocation that failed; None where the allocator did not say.
+        allocated_bytes: In tensors; None on CPU.
+        reserved_bytes: Taken from the device by the allocator, free for tensors or in them; None
+            on CPU.
+        total_bytes: All memory of the device.
+        categories: Who held what was allocated; None before the model was loaded.
+    """
+
+    device: str
+    micro_batch_size: int | None
+    asked_bytes: int | None
+    allocated_bytes: int | None
+    reserved_bytes: int | None
+    total_bytes: int
+    categories: MemoryByCategory | None
 
 
 class NumericsReceipt(Frozen):

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from service.contract.job import Progress
+from service.contract.memory import OutOfMemoryReport
 from worker.events import (
     CheckpointWritten,
     Failed,
@@ -46,6 +47,9 @@ class Script:
 
     def say_spec(self) -> None:
         self.say("spec", spec=self.spec.model_dump(mode="json"))
+
+    def say_variable(self, name: str) -> None:
+        self.say("variable", value=os.environ.get(name))
 
     def say_log(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201
@@ -79,6 +83,24 @@ class Script:
 
     def failed(self, code: str, message: str, data: dict) -> None:
         self.emit(Failed(code=code, message=message, param="training_file", data=data))
+
+    def out_of_memory_above(self, rows: int) -> None:
+        """A device that holds `rows` sequences and no more."""
+        size = self.spec.max_micro_batch_size or 8
+        if size <= rows:
+            return
+        report = OutOfMemoryReport(
+            device="small",
+            micro_batch_size=size,
+            asked_bytes=3 << 30,
+            allocated_bytes=7 << 30,
+            reserved_bytes=7 << 30,
+            total_bytes=8 << 30,
+            categories=None,
+        )
+        message = "There is no memory left."
+        self.emit(Failed(code="out_of_memory", message=message, data=report.model_dump()))
+        os._exit(0)
 
     def progress(self, step: int, total: int) -> None:
         self.emit(ProgressLine(progress=Progress(phase="training", step=step, total_steps=total)))

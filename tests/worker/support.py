@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +23,7 @@ from service.contract.spec import JobSpec
 from service.contract.storage import Storage
 from service.contract.store import Store
 from worker.app import make_supervisor
+from worker.lease import Lease
 from worker.reaper import Reaper
 from worker.runner import Runner
 from worker.settings import WorkerSettings
@@ -201,6 +203,14 @@ class Deployment:
         what = f"{job_id} to be {statuses}"
         until(lambda: self.status(job_id) in statuses, timeout_s, what)
         return self.store.get(job_id)
+
+    def hold(self, job_id: str) -> Lease:
+        """Claim a waiting job as a worker does, with nobody to renew the lease."""
+        since = time.monotonic()
+        claim = self.store.claim(job_id, self.settings.worker_name, self.status(job_id))
+        assert claim is not None
+        stopping = threading.Event()
+        return Lease(self.store, claim, self.settings, since=since, stopping=stopping)
 
     def lose(self, job_id: str) -> None:
         """Requeue a running job as if its lease had run out, whatever its worker thinks."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-# What the allocator's message says it was asked for.
-_ASKED = re.compile(r"Tried to allocate ([\d.]+) ([KMGT]i)?B")
+# What the allocator's message says it was asked for: CUDA in units, the CPU in bytes.
+_ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+) ([KMGT]i)?[Bb]")
+_CPU_REFUSAL = "DefaultCPUAllocator: can't allocate memory"
 _POWERS = {None: 0, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
 
 # Runs the work; returns what outlives it, which is not counted.
@@ -34,18 +35,32 @@ class OutOfMemory:
     """The device was too small for it.
 
     Attributes:
-        asked_bytes: What the allocation that failed asked for; 0 where the allocator did not say.
+        asked_bytes: What the allocation that failed asked for; None where the allocator did not
+            say.
     """
 
-    asked_bytes: int
+    asked_bytes: int | None
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error is an allocator's refusal, on CUDA or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or _CPU_REFUSAL in str(error)
+
+
+def asked_bytes(error: RuntimeError) -> int | None:
+    """What the allocation that failed asked for, where the allocator says so."""
+    match = _ASKED.search(str(error))
+    return None if match is None else int(float(match[1]) * 2 ** _POWERS[match[2]])
 
 
 def peak_of(work: Work, device: torch.device) -> Peak | OutOfMemory:
     """Run `work` and count; on CUDA twice, since first launches compile and take work space."""
     try:
         return _cuda_peak(work, device) if device.type == "cuda" else _cpu_peak(work)
-    except torch.OutOfMemoryError as error:
-        failed = OutOfMemory(_asked_for(str(error)))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        failed = OutOfMemory(asked_bytes(error))
     # Out of the except block: the error's frames hold on to what was allocated.
     torch.cuda.empty_cache()
     return failed
@@ -78,8 +93,3 @@ def _cpu_peak(work: Work) -> Peak:
         peak = max(peak, current)
     del kept
     return Peak(peak - max(0, current), seconds)
-
-
-def _asked_for(message: str) -> int:
-    match = _ASKED.search(message)
-    return 0 if match is None else int(float(match[1]) * 2 ** _POWERS[match[2]])

@@ -6,8 +6,6 @@ counted likewise. A baseline that is too large to try on this CPU is modelled: `
 3 N V float32 (logits, log-probabilities, their gradient) for N positions.
 """
 
-import os
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +14,7 @@ import torch
 from cce_core import LossConfig, baselines
 from cce_core.models import Split
 from service.contract.memory import Figure, LossMemory, LossName, MemoryLedger, Saving
+from worker.training import device as device_of
 from worker.training.allocator import OutOfMemory, Peak, peak_of
 from worker.training.batches import Batch
 from worker.training.model import hidden_states
@@ -48,7 +47,7 @@ def measure(model: Split, batch: Batch, config: LossConfig) -> MemoryLedger:
     losses = [_entry(bench, name, loss) for name, loss in _losses(model, config).items()]
     weight = model.head.weight
     return MemoryLedger(
-        device=_device_name(weight.device),
+        device=device_of.name(weight.device),
         method="CUDA allocator peak" if weight.is_cuda else "CPU allocator events",
         micro_batch_size=batch.input_ids.shape[0],
         seq_length=batch.input_ids.shape[1],
@@ -97,7 +96,7 @@ def _modelled(bench: Bench) -> Figure | None:
     """The formula's figure where trying might exhaust this machine; None elsewhere."""
     rows = bench.batch.labels[:, 1:].numel()
     size = _MODELLED_COPIES * 4 * rows * bench.model.head.weight.shape[0]
-    if bench.device.type == "cuda" or size <= _free_bytes():
+    if bench.device.type == "cuda" or size <= _CPU_SHARE * device_of.free_cpu_bytes():
         return None
     return Figure(bytes=size, provenance="modelled", formula="three_logits")
 
@@ -127,7 +126,7 @@ def _step(bench: Bench, loss: Loss) -> Peak | OutOfMemory:
 
 def _figure(result: Peak | OutOfMemory) -> Figure:
     if isinstance(result, OutOfMemory):
-        return Figure(bytes=result.asked_bytes, provenance="out_of_memory")
+        return Figure(bytes=result.asked_bytes or 0, provenance="out_of_memory")
     return Figure(bytes=result.bytes, provenance="measured")
 
 
@@ -158,11 +157,3 @@ def _saving(ours: LossMemory, baseline: LossMemory) -> Saving:
 
 def _measured(figure: Figure | None) -> int | None:
     return figure.bytes if figure is not None and figure.provenance == "measured" else None
-
-
-def _free_bytes() -> float:
-    return _CPU_SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()

@@ -21,7 +21,10 @@ REQUIRED = {
     "model", "organization_id", "result_files", "status", "trained_tokens", "training_file",
     "validation_file", "seed",
 }  # fmt: skip
-EXTENSIONS = {"progress", "memory", "queue_position", "attempt", "worker", "receipt", "resolved"}
+EXTENSIONS = {
+    "progress", "memory", "queue_position", "attempt", "worker", "receipt", "resolved",
+    "reduced_batch",
+}  # fmt: skip
 
 
 def _metrics(step: int) -> Event:
@@ -52,7 +55,7 @@ def test_a_new_job_has_every_field(client: openai.OpenAI, http: httpx.Client) ->
     empty -= {key for key, value in job.items() if value is not None}
     assert empty == {
         "error", "finished_at", "fine_tuned_model", "trained_tokens", "validation_file",
-        "progress", "memory", "queue_position", "worker", "receipt", "resolved",
+        "progress", "memory", "queue_position", "worker", "receipt", "resolved", "reduced_batch",
     }  # fmt: skip
     assert http.get(answer.headers["Location"]).json() == job
 

@@ -1,0 +1,55 @@
+"""The device of a job: its name, and how much of its memory is in use."""
+
+import os
+import platform
+import resource
+from typing import Any
+
+import torch
+
+_PAGE_BYTES = resource.getpagesize()
+
+
+def name(device: torch.device) -> str:
+    """For example `NVIDIA H200`; the kind of machine for a CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
+def usage(device: torch.device) -> dict[str, Any]:
+    """The fields of the progress that tell of the device; on CPU the process's resident set."""
+    if device.type == "cuda":
+        return {
+            "device": name(device),
+            "device_memory_bytes": torch.cuda.memory_allocated(device),
+            "device_memory_peak_bytes": torch.cuda.max_memory_allocated(device),
+        }
+    now, peak = _resident_bytes(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "device": "cpu",
+        "device_memory_bytes": now,
+        "device_memory_peak_bytes": max(now, peak),  # the kernel adds up the two at its own times
+    }
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let the peak of `usage` begin anew; on CPU the system keeps it, from the process's start."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def total_bytes(device: torch.device) -> int:
+    """All memory of the device; on CPU that of the machine."""
+    if device.type == "cuda":
+        total: int = torch.cuda.get_device_properties(device).total_memory
+        return total
+    return os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
+
+
+def free_cpu_bytes() -> int:
+    """Physical memory of this machine that nobody uses."""
+    return os.sysconf("SC_AVPHYS_PAGES") * _PAGE_BYTES
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm") as statm:  # noqa: PTH123 -- a kernel interface, not a path of ours
+        return int(statm.read().split()[1]) * _PAGE_BYTES
