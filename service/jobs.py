@@ -5,6 +5,7 @@ import logging
 import secrets
 import time
 
+from service.contract import batching
 from service.contract.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from service.contract.job import Event, JobRecord, new_id
 from service.contract.queue import VALIDATE
@@ -88,13 +89,7 @@ def _check(services: Services, org: str, spec: JobSpec) -> None:
     _check_file(services, org, "training_file", spec.training_file)
     if spec.validation_file is not None:
         _check_file(services, org, "validation_file", spec.validation_file)
-    batch, steps = spec.hyperparameters.batch_size, spec.options.gradient_accumulation_steps
-    if batch != "auto" and steps != "auto" and batch % steps:
-        raise InvalidRequest(
-            f"gradient_accumulation_steps is {steps}; expected a divisor of batch_size, {batch}.",
-            code="invalid_value",
-            param="gradient_accumulation_steps",
-        )
+    batching.check(spec)
 
 
 def _check_model(services: Services, org: str, name: str) -> None:

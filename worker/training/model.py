@@ -69,6 +69,12 @@ def load_config(spec: RunSpec) -> Any:
         raise JobFailure("model_unavailable", str(error), param="model") from error
 
 
+def context_of(config: Any) -> int | None:
+    """The most tokens of a sequence, or None where the architecture has no limit."""
+    limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit
+
+
 def check(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse what the model can't be trained for, before its weights are loaded.
 

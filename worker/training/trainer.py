@@ -1,11 +1,11 @@
 """The training of one job, top to bottom: prepare, measure, check, train, save."""
 
-
 import torch
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from cce_core import LossConfig
 from service.contract.memory import MemoryLedger, NumericsReceipt
+from service.contract.resolve import resolve, sequence_length
 from service.contract.spec import ResolvedOptions
 from worker.events import Ledger, Message, Receipt, Resolved, Result, RunSpec, Validated
 from worker.training import batches, checkpoint, data, memory, oom, receipt, report
@@ -16,6 +16,7 @@ from worker.training.loop import Loop
 from worker.training.model import (
     check,
     check_packing,
+    context_of,
     load_config,
     load_model,
     load_tokenizer,
@@ -24,7 +25,6 @@ from worker.training.model import (
 )
 from worker.training.optimizer import MasterAdamW
 from worker.training.reporter import Reporter
-from worker.training.resolve import resolve, sequence_length
 from worker.training.session import Data, Row, Session
 
 
@@ -33,7 +33,7 @@ def validate(spec: RunSpec, reporter: Reporter) -> None:
     reporter.phase("validating")
     config, tokenizer = load_config(spec), load_tokenizer(spec)
     check(spec, tokenizer)
-    length = sequence_length(spec.job, config)
+    length = sequence_length(spec.job, context_of(config))
     size = data.measure(spec.training, tokenizer, length)
     if spec.validation is not None:
         data.measure(spec.validation, tokenizer, length, "invalid_validation_file")
@@ -48,7 +48,7 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
     checkpoint.seed_everything(spec.job.seed)
     device = pick_device()
     tokenizer, config = load_tokenizer(spec), load_config(spec)
-    length = sequence_length(spec.job, config)
+    length = sequence_length(spec.job, context_of(config))
     reporter.phase("validating")
     rows = _data(spec, tokenizer, length)
     resolved = resolve(

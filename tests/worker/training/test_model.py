@@ -17,6 +17,7 @@ from worker.training.batches import Batch
 from worker.training.model import (
     check,
     check_packing,
+    context_of,
     hidden_states,
     load_config,
     load_model,
@@ -213,3 +214,9 @@ def test_models_that_would_mix_packed_examples_are_refused(family: str, shape: d
     with pytest.raises(JobFailure, match="does not keep packed examples apart") as failure:
         check_packing(split(make_model(family, **shape)))
     assert (failure.value.code, failure.value.param) == ("unsupported_model", "packing")
+
+
+def test_the_context_is_known_by_whatever_name_the_family_gives_it() -> None:
+    assert context_of(transformers.LlamaConfig(max_position_embeddings=77)) == 77
+    assert context_of(transformers.GPT2Config(n_positions=77)) == 77
+    assert context_of(transformers.MambaConfig()) is None
