@@ -20,6 +20,7 @@ class WorkerSettings(Settings):
         worker_name: How jobs and logs name this machine.
         work_dir: Local scratch space; the folder of an attempt goes when the attempt ends.
         trainer_command: The trainer; the spec's path and `--events-fd N` are appended.
+        device_command: Says, as JSON on standard output, what the trainer would run on.
         allocator_conf: PyTorch's settings of its allocator (PYTORCH_ALLOC_CONF) for the trainer.
             Segments that can grow keep memory from being lost to gaps, in which nothing fits.
         keep_checkpoints: The newest checkpoints of a job that are kept.
@@ -33,6 +34,9 @@ class WorkerSettings(Settings):
     work_dir: Path = Path("headroom-data/work")
     trainer_command: list[str] = Field(
         default_factory=lambda: [sys.executable, "-m", "worker.training"], min_length=1
+    )
+    device_command: list[str] = Field(
+        default_factory=lambda: [sys.executable, "-m", "worker.training.device"], min_length=1
     )
     allocator_conf: str = "expandable_segments:True"
     keep_checkpoints: int = Field(3, ge=1)

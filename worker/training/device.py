@@ -1,13 +1,34 @@
-"""The device of a job: its name, and how much of its memory is in use."""
+"""The device of a job: which it is, its name, and how much of its memory is in use.
+
+`python -m worker.training.device` says which it is, as JSON, for the worker to announce.
+"""
 
 import os
 import platform
 import resource
+import sys
 from typing import Any
 
 import torch
 
+from service.contract.device import Device
+from service.contract.errors import JobFailure
+
 _PAGE_BYTES = resource.getpagesize()
+
+
+def pick_device() -> torch.device:
+    """CUDA where torch was built for it and has a device, else CPU.
+
+    Raises:
+        JobFailure: There is a GPU driver, but torch can't use it: no silent fall to the CPU.
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.version.cuda is not None and torch.cuda.device_count() > 0:
+        message = "A GPU is there, but CUDA does not start; see the worker's log."
+        raise JobFailure("device_unavailable", message)
+    return torch.device("cpu")
 
 
 def name(device: torch.device) -> str:
@@ -53,3 +74,14 @@ def free_cpu_bytes() -> int:
 def _resident_bytes() -> int:
     with open("/proc/self/statm") as statm:  # noqa: PTH123 -- a kernel interface, not a path of ours
         return int(statm.read().split()[1]) * _PAGE_BYTES
+
+
+def facts(device: torch.device) -> Device:
+    """What the fleet is told of it."""
+    if device.type == "cuda":
+        return Device(kind="cuda", name=name(device), total_bytes=total_bytes(device))
+    return Device(kind="cpu", name="cpu", total_bytes=total_bytes(device))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(facts(pick_device()).model_dump_json())

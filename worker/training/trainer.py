@@ -11,6 +11,7 @@ from worker.events import Ledger, Message, Receipt, Resolved, Result, RunSpec, V
 from worker.training import batches, checkpoint, data, memory, oom, receipt, report
 from worker.training.adapter import is_adapted
 from worker.training.checkpoint import Position, Run
+from worker.training.device import pick_device
 from worker.training.examples import Example
 from worker.training.loop import Loop
 from worker.training.model import (
@@ -20,7 +21,6 @@ from worker.training.model import (
     load_config,
     load_model,
     load_tokenizer,
-    pick_device,
     split_model,
 )
 from worker.training.optimizer import MasterAdamW

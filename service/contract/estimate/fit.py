@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
+from service.contract.device import DeviceKind
 from service.contract.estimate.model import ModelShape
 from service.contract.estimate.peak import step_bytes
-from service.contract.estimate.workload import DeviceKind, Workload
+from service.contract.estimate.workload import Workload
 from service.contract.memory import LossName
 
 _LIMIT = 2**16

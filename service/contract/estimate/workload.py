@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
+from service.contract.device import DeviceKind
 from service.contract.spec import DtypeName, LoraAdapter
 
-DeviceKind = Literal["cuda", "cpu"]
 ITEM_BYTES: dict[DtypeName, int] = {"float32": 4, "bfloat16": 2}
 
 

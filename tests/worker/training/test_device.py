@@ -1,0 +1,27 @@
+"""What the trainer would run on, as a worker's supervisor asks for it."""
+
+import os
+import subprocess
+import sys
+
+from service.contract.device import Device
+from worker.settings import WorkerSettings
+
+
+def test_the_program_tells_the_device_of_this_machine() -> None:
+    command = WorkerSettings().device_command
+    assert command[1:] == ["-m", "worker.training.device"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    device = Device.model_validate_json(done.stdout)
+    if device.kind == "cpu":
+        assert device.name == "cpu"
+        assert device.total_bytes == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert device.total_bytes > 2**28
+
+
+def test_it_needs_no_model_library() -> None:
+    program = "import sys, worker.training.device; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert not {"transformers", "peft", "redis"} & {*done.stdout.split()}
