@@ -32,7 +32,7 @@ class Method(Options):
     @field_validator("type", mode="before")
     @classmethod
     def _is_supported(cls, value: Any) -> Any:
-        if value in {"dpo", "reinforcement"}:
+        if value in ("dpo", "reinforcement"):  # no set: the value may be one that has no hash
             raise ValueError(f"Method {value!r} is not supported; expected 'supervised'")
         return value
 
@@ -78,7 +78,9 @@ class JobCreate(TrainingOptions):
         None, deprecated="Use `method.supervised.hyperparameters`."
     )
     integrations: list[Any] | None = Field(
-        None, description="Not supported: only null or an empty list is accepted."
+        None,
+        description="Not supported: only null or an empty list is accepted.",
+        json_schema_extra={"maxItems": 0},
     )
 
     @field_validator("integrations")

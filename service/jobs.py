@@ -4,12 +4,14 @@ import hashlib
 import logging
 import secrets
 import time
+from dataclasses import dataclass
+from functools import lru_cache
 
 from service.contract import batching
 from service.contract.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from service.contract.job import Event, JobRecord, new_id
 from service.contract.queue import VALIDATE
-from service.contract.records import PREFIX
+from service.contract.records import PREFIX, Standing
 from service.contract.spec import JobSpec
 from service.deps import Services
 from service.job_request import JobCreate
@@ -17,6 +19,8 @@ from service.schemas import Job
 
 _LOG = logging.getLogger(__name__)
 _KEY_FRESH_S = 24 * 3600
+# Of a few KB each: as many as there may be jobs that somebody watches.
+_KEPT_ANSWERS = 256
 
 
 def create(
@@ -55,9 +59,20 @@ def create(
     return view(services, stands), is_new
 
 
-def get(services: Services, org: str, job_id: str) -> Job:
-    """A job of `org` as it stands."""
-    return view(services, services.store.get(job_id, org))
+@dataclass(frozen=True)
+class Shown:
+    """A job as the API answers it: the JSON, and whether the job has ended."""
+
+    body: bytes
+    ended: bool
+
+
+@lru_cache(maxsize=_KEPT_ANSWERS)
+def shown(standing: Standing) -> Shown:
+    """The answer to whoever asks for a job; they all get the same one until there is news."""
+    record = standing.record
+    job = Job.of(record, standing.place)
+    return Shown(job.model_dump_json().encode(), ended=record.terminal)
 
 
 def cancel(services: Services, org: str, job_id: str) -> Job:

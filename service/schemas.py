@@ -248,7 +248,7 @@ class Job(TrainingOptions, JobHead):
             metadata=spec.metadata,
             hyperparameters=hyperparameters,
             method=Method(supervised=Supervised(hyperparameters=hyperparameters)),
-            queue_position=queue_position,
+            queue_position=queue_position if record.status is JobStatus.QUEUED else None,
         )
 
 

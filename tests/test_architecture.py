@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("cce_core", "service", "worker")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 LONGEST = 500
-# Where an environment is read: settings, by pydantic; and the stack's parts, who hand theirs on.
-ENVIRONMENT = {"service/part.py"}
+# Who hands its environment on to a child, with more in it; what is read is read by the settings.
+ENVIRONMENT = {"service/part.py", "worker/child.py"}
 # Each has its reason beside it: a job must not hang, and a stack that fails to start is taken down.
 BROAD = {"service/stack.py", "worker/runner.py"}
 

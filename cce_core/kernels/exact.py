@@ -134,7 +134,8 @@ def fold(
             tl.store(de_ptr + upper, acc.to(de_ptr.dtype.element_ty), mask=mask)
     elif SPLIT:
         bits = acc.to(tl.int32, bitcast=True)
-        bits = tl.where(acc == acc, bits + 0x80, bits)  # to the nearest; NaN would wrap around
+        number = (bits & 0x7FFFFFFF) <= 0x7F800000
+        bits = tl.where(number, bits + 0x80, bits)  # to the nearest; a NaN would wrap around
         tl.store(de_ptr + upper, (bits >> 16).to(tl.int16), mask=mask)
         tl.store(aux_ptr + lower, (bits >> 8).to(tl.int8), mask=mask)
     else:

@@ -74,6 +74,7 @@ NESTED: list[tuple[dict[str, Any], str, str]] = [
     ({"metadata": {"k": 1}}, "metadata.k", "invalid_type"),
     ({"n_epochs": 2}, "n_epochs", "unknown_parameter"),
     ({"method": {"type": "dpo"}}, "method.type", "invalid_value"),
+    ({"method": {"type": {}}}, "method.type", "invalid_value"),
     ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo", "unknown_parameter"),
     ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs", "invalid_value"),
 ]

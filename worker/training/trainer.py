@@ -118,6 +118,7 @@ def _run(
 def _measure(session: Session) -> tuple[MemoryLedger | None, NumericsReceipt]:
     """Parity and memory on the first real batch; both leave the run as it was."""
     session.reporter.phase("measuring")
+    session.run.model.train()  # else nothing is dropped out, nor recomputed
     batch = session.first_batch()
     ledger = None
     with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):

@@ -64,11 +64,16 @@ def test_a_new_adapter_changes_nothing_yet(tmp_path: Path) -> None:
         )
 
 
-def test_an_adapter_begins_alike_for_the_same_seed(tmp_path: Path) -> None:
-    first = with_lora(tmp_path).state_dict()
-    torch.manual_seed(123)
-    again = with_lora(tmp_path).state_dict()
+def test_an_adapter_begins_by_the_seed_alone(tmp_path: Path) -> None:
+    def begun(seed: int, drawn: int) -> dict[str, torch.Tensor]:
+        model = make_model("Llama")
+        torch.rand(drawn)
+        spec = make_spec(tmp_path, "nowhere", chats(2), adapter=LORA, seed=seed)
+        return dict(adapted(model, spec).named_parameters())
+
+    first, again, other = begun(1, drawn=0), begun(1, drawn=5), begun(2, drawn=0)
     assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
 @pytest.mark.parametrize(

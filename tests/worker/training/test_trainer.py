@@ -285,6 +285,24 @@ def test_the_measurements_leave_no_trace_in_the_training(run: RunJob) -> None:
     assert with_ledger.losses == without.losses
 
 
+def test_the_ledger_measures_the_step_that_the_job_takes(run: RunJob) -> None:
+    """Recomputed activations are not held in it either."""
+    plain, recomputed = (
+        run(
+            [ask("a", "b" * 80)] * 4,
+            memory_ledger=True,
+            gradient_checkpointing=on,
+            loss={"implementation": "blocked"},
+        ).one(Ledger)
+        for on in (False, True)
+    )
+    (before, after) = (
+        next(entry.step.bytes for entry in told.ledger.losses if entry.loss == "cce")
+        for told in (plain, recomputed)
+    )
+    assert after < 0.8 * before
+
+
 @pytest.mark.parametrize(
     ("dtype", "adapter"),
     [("bfloat16", None), ("float32", LoraAdapter(rank=4, dropout=0.2))],
