@@ -4,8 +4,13 @@ import os
 import subprocess
 import sys
 
+import pytest
+import torch
+
 from service.contract.device import Device
+from service.contract.errors import JobFailure
 from worker.settings import WorkerSettings
+from worker.training.device import pick_device
 
 
 def test_the_program_tells_the_device_of_this_machine() -> None:
@@ -25,3 +30,20 @@ def test_it_needs_no_model_library() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert not {"transformers", "peft", "redis"} & {*done.stdout.split()}
+
+
+def test_without_a_gpu_the_device_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert pick_device() == torch.device("cpu")
+
+
+def test_a_gpu_that_does_not_start_is_no_reason_to_train_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(JobFailure) as failure:
+        pick_device()
+    assert failure.value.code == "device_unavailable"

@@ -22,7 +22,6 @@ from worker.training.model import (
     load_config,
     load_model,
     load_tokenizer,
-    pick_device,
     split_model,
 )
 
@@ -62,26 +61,6 @@ def refusal(model: Path | str, folder: Path) -> JobFailure:
         load(model, folder)
     assert failure.value.param == "model"
     return failure.value
-
-
-# The device
-
-
-def test_without_a_gpu_the_device_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert pick_device() == CPU
-
-
-def test_a_gpu_that_does_not_start_is_no_reason_to_train_on_the_cpu(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    with pytest.raises(JobFailure) as failure:
-        pick_device()
-    assert failure.value.code == "device_unavailable"
 
 
 # What is loaded
