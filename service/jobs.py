@@ -40,7 +40,7 @@ def create(
         Unavailable: Redis does not answer.
     """
     spec = request.spec(seed=secrets.randbelow(2**31))
-    _check(services, org, spec)
+    check(services, org, spec)
     record = JobRecord(id=new_id(PREFIX), org=org, created_at=int(time.time()), spec=spec)
     stands, is_new = services.store.create(
         record,
@@ -98,7 +98,7 @@ def views(services: Services, records: list[JobRecord]) -> list[Job]:
     return [Job.of(*pair) for pair in zip(records, positions, strict=True)]
 
 
-def _check(services: Services, org: str, spec: JobSpec) -> None:
+def check(services: Services, org: str, spec: JobSpec) -> None:
     """Refuse what cannot become a run, before anything is recorded."""
     _check_model(services, org, spec.model)
     _check_file(services, org, "training_file", spec.training_file)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.contract.errors import JobFailureCode
-from service.contract.job import Level, Progress
+from service.contract.job import DataSize, Level, Progress
 from service.contract.memory import MemoryLedger, NumericsReceipt
 from service.contract.spec import DataFormat, JobSpec, ResolvedOptions
 
@@ -64,13 +64,10 @@ class Message(_Line):
     data: dict[str, Any] = {}
 
 
-class Validated(_Line):
+class Validated(_Line, DataSize):
     """The data is fit to train on: `validate` mode's last line."""
 
     kind: Literal["validated"] = "validated"
-    examples: int
-    tokens: int
-    supervised_tokens: int
 
 
 class Resolved(_Line):

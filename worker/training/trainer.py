@@ -38,7 +38,12 @@ def validate(spec: RunSpec, reporter: Reporter) -> None:
     if spec.validation is not None:
         data.measure(spec.validation, tokenizer, length, "invalid_validation_file")
     reporter.send(
-        Validated(examples=size.examples, tokens=size.tokens, supervised_tokens=size.supervised)
+        Validated(
+            examples=size.examples,
+            tokens=size.tokens,
+            supervised_tokens=size.supervised,
+            longest=size.longest,
+        )
     )
 
 

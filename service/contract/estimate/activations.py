@@ -151,7 +151,7 @@ def _masks(shape: ModelShape, work: Workload) -> int:
 
 
 def _masked(shape: ModelShape, work: Workload) -> bool:
-    return work.padded or (shape.window is not None and work.seq_length >= shape.window)
+    return work.masked or (shape.window is not None and work.seq_length >= shape.window)
 
 
 def _inputs(shape: ModelShape, work: Workload, *names: str) -> int:

@@ -1,6 +1,7 @@
 """The largest micro-batch that fits on a device: by prediction, or by trying."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from service.contract.device import DeviceKind
 from service.contract.estimate.model import ModelShape
@@ -21,10 +22,24 @@ def usable_bytes(total: int, kind: DeviceKind) -> int:
 
 
 def largest_predicted(shape: ModelShape, work: Workload, loss: LossName, usable: int) -> int:
-    """Sequences that fit at once by prediction; 0 where not one does."""
+    """Sequences that fit at once by prediction, no gradients being held; 0 where not one does."""
+    alone = replace(work, accumulating=False)
     return largest(
-        lambda size: step_bytes(shape, work.of_size(size), loss) <= usable, start=1, limit=_LIMIT
+        lambda size: step_bytes(shape, alone.of_size(size), loss) <= usable, start=1, limit=_LIMIT
     )
+
+
+def micro_batch(shape: ModelShape, work: Workload, batch: int, usable: int) -> int:
+    """The micro-batch for an effective batch: what fits of it with our loss, and 1 at the least.
+
+    Where it is less than all, the gradients of the other micro-batches are held meanwhile.
+    """
+
+    def fits(size: int) -> bool:
+        held = replace(work.of_size(size), accumulating=size < batch)
+        return step_bytes(shape, held, "cce") <= usable
+
+    return max(1, largest(fits, start=batch, limit=batch))
 
 
 def largest(fits: Callable[[int], bool], *, start: int, limit: int, resolution: float = 0.0) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from service.contract.device import DeviceKind
-from service.contract.spec import DtypeName, LoraAdapter
+from service.contract.spec import DtypeName, LoraAdapter, ResolvedOptions
 
 ITEM_BYTES: dict[DtypeName, int] = {"float32": 4, "bfloat16": 2}
 
@@ -20,8 +20,9 @@ class Workload:
         seq_length: T.
         checkpointing: Whether activations are computed again in the backward, layer by layer.
         adapter: LoRA, or None for full fine-tuning.
-        padded: Whether attention needs a mask beyond causality: sequences of different length in a
-            micro-batch, or several packed into one.
+        padded: Whether sequences are of different length, so that a micro-batch of more than one
+            is padded, and attention needs a mask.
+        packed: Whether several examples share a sequence, which needs a mask too.
         implementation: Of our own loss.
         accumulating: Whether gradients of earlier micro-batches of the step are held meanwhile.
     """
@@ -33,6 +34,7 @@ class Workload:
     checkpointing: bool
     adapter: LoraAdapter | None = None
     padded: bool = False
+    packed: bool = False
     implementation: Literal["reference", "blocked", "triton"] = "blocked"
     accumulating: bool = False
 
@@ -52,6 +54,11 @@ class Workload:
         return self.adapter is None
 
     @property
+    def masked(self) -> bool:
+        """Whether attention needs a mask beyond causality."""
+        return self.packed or (self.padded and self.micro_batch > 1)
+
+    @property
     def dropout(self) -> bool:
         """Whether the inputs of adapters are dropped at random."""
         return self.adapter is not None and self.adapter.dropout > 0
@@ -59,3 +66,26 @@ class Workload:
     def of_size(self, micro_batch: int) -> Self:
         """The same with another micro-batch."""
         return replace(self, micro_batch=micro_batch)
+
+
+def workload(
+    resolved: ResolvedOptions,
+    device: DeviceKind,
+    seq_length: int,
+    adapter: LoraAdapter | None,
+    *,
+    packed: bool,
+) -> Workload:
+    """What a job runs at its resolved options, on sequences of at most `seq_length` tokens."""
+    return Workload(
+        dtype=resolved.dtype,
+        device=device,
+        micro_batch=resolved.micro_batch_size,
+        seq_length=seq_length,
+        checkpointing=resolved.gradient_checkpointing,
+        adapter=adapter,
+        padded=not packed,
+        packed=packed,
+        implementation=resolved.loss_implementation,
+        accumulating=resolved.gradient_accumulation_steps > 1,
+    )
