@@ -43,9 +43,10 @@ def micro_batch(shape: ModelShape, work: Workload, batch: int, usable: int) -> i
 
 
 def largest(fits: Callable[[int], bool], *, start: int, limit: int, resolution: float = 0.0) -> int:
-    """The largest size that fits, by doubling or halving from `start`, then by bisection.
+    """The largest size that fits: from `start` in steps that double, then by bisection.
 
-    What is larger than what does not fit, does not fit either.
+    The first step is an eighth of `start`: near enough where that is a prediction. From 1 the sizes
+    tried are powers of two. What is larger than what does not fit, does not fit either.
 
     Args:
         fits: Whether a size fits; asked as seldom as can be, since it may mean to try.
@@ -58,15 +59,17 @@ def largest(fits: Callable[[int], bool], *, start: int, limit: int, resolution: 
     """
     fit, misfit = 0, limit + 1
     size = min(max(start, 1), limit)
+    step = max(1, size // 8)
     while misfit - fit > max(1, int(fit * resolution)):
         if fits(size):
             fit = size
         else:
             misfit = size
         if misfit > limit:
-            size = min(2 * fit, limit)
+            size = min(fit + step, limit)
         elif fit == 0:
-            size = misfit // 2
+            size = max(misfit - step, 1)
         else:
             size = (fit + misfit) // 2
+        step *= 2
     return fit

@@ -46,9 +46,15 @@ def test_a_good_guess_costs_few_tries() -> None:
     device = Device(room=1000)
     assert largest(device.fits, start=16, limit=16) == 16
     assert device.tried == [16]
+    device = Device(room=105)
+    assert largest(device.fits, start=100, limit=256, resolution=1 / 16) == 100
+    assert device.tried == [100, 112, 106]
+
+
+def test_without_a_guess_powers_of_two_are_tried_and_refined() -> None:
     device = Device(room=11)
-    assert largest(device.fits, start=12, limit=256) == 11
-    assert device.tried == [12, 6, 9, 10, 11]
+    assert largest(device.fits, start=1, limit=256) == 11
+    assert device.tried == [1, 2, 4, 8, 16, 12, 10, 11]
 
 
 def test_what_need_not_be_known_is_not_tried() -> None:
