@@ -13,7 +13,7 @@ import httpx
 from pydantic import BaseModel
 
 from service.contract.job import TERMINAL, JobError, JobStatus, Progress, StoredEvent
-from service.contract.memory import MemoryLedger
+from service.contract.memory import MemoryLedger, StepPhases
 from service.contract.models import ModelFile
 from service.contract.spec import ResolvedOptions
 from service.datasets import Fault
@@ -54,6 +54,7 @@ class Job(BaseModel):
     attempt: int = 0
     progress: Progress | None = None
     memory: MemoryLedger | None = None
+    phases: StepPhases | None = None
     resolved: ResolvedOptions | None = None
 
     @property

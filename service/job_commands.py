@@ -66,7 +66,7 @@ def _watch(console: Console, client: Client, job: Job) -> int:
         console.print(f"The job goes on. `headroom cancel {job.id}` cancels it.", highlight=False)
         raise
     if job.memory is not None:
-        console.print(ledger_table(job.memory))
+        console.print(ledger_table(job.memory, job.phases))
     console.print(outcome(job), soft_wrap=True)
     return 0 if job.status is JobStatus.SUCCEEDED else 1
 

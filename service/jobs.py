@@ -15,7 +15,7 @@ from service.contract.records import PREFIX, Standing
 from service.contract.spec import JobSpec
 from service.deps import Services
 from service.job_request import JobCreate
-from service.schemas import Job
+from service.schemas import Job, JobMemory
 
 _LOG = logging.getLogger(__name__)
 _KEY_FRESH_S = 24 * 3600
@@ -73,6 +73,27 @@ def shown(standing: Standing) -> Shown:
     record = standing.record
     job = Job.of(record, standing.place)
     return Shown(job.model_dump_json().encode(), ended=record.terminal)
+
+
+def memory(services: Services, org: str, job_id: str) -> JobMemory:
+    """What a job of `org` measured of its memory and time.
+
+    Raises:
+        NotFound: No such job, or it has measured nothing (`memory_not_measured`): not yet, never
+            before it ended, or at its caller's wish.
+    """
+    record = services.store.get(job_id, org)
+    if record.memory is not None:
+        return JobMemory.of(record, record.memory)
+    if not record.spec.options.memory_ledger:
+        why = "it was created with memory_ledger false"
+    elif record.terminal:
+        why = f"it {record.status} before"
+    else:
+        why = f"it is {record.status}, and measures when training begins"
+    raise NotFound(
+        f"Job {job_id} has no memory ledger: {why}.", code="memory_not_measured", param="job_id"
+    )
 
 
 def cancel(services: Services, org: str, job_id: str) -> Job:

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.contract.errors import JobFailureCode
 from service.contract.job import DataSize, Level, Progress
-from service.contract.memory import MemoryLedger, NumericsReceipt
+from service.contract.memory import MemoryLedger, StepPhases
+from service.contract.receipt import NumericsReceipt
 from service.contract.spec import DataFormat, JobSpec, ResolvedOptions
 
 Mode = Literal["validate", "train"]
@@ -91,6 +92,13 @@ class Receipt(_Line):
     receipt: NumericsReceipt
 
 
+class Phases(_Line):
+    """Where the time of a step goes, from a few steps."""
+
+    kind: Literal["phases"] = "phases"
+    phases: StepPhases
+
+
 class ProgressLine(_Line):
     """The latest progress; sent at every phase change and at most a few times a second."""
 
@@ -111,6 +119,9 @@ class Metrics(_Line):
     full_valid_loss: float | None = None
     full_valid_mean_token_accuracy: float | None = None
     learning_rate: float | None = None
+    filtered_mass_p50: float | None = None
+    filtered_mass_p99: float | None = None
+    filter_fallbacks: int | None = None
 
 
 class CheckpointWritten(_Line):
@@ -133,6 +144,8 @@ class Result(_Line):
         model: Folder with weights as safetensors, tokenizer and config.
         metrics_csv: The metrics as the wire format's CSV.
         report: The job report as JSON.
+        outliers_csv: The training rows with the highest loss, by epoch.
+        receipt: The numerics receipt, with what the filter left out over the whole run.
     """
 
     kind: Literal["result"] = "result"
@@ -140,6 +153,8 @@ class Result(_Line):
     model_kind: Literal["full", "lora"]
     metrics_csv: Path
     report: Path
+    outliers_csv: Path
+    receipt: NumericsReceipt
     trained_tokens: int
 
 
@@ -159,6 +174,7 @@ Line = Annotated[
     | Resolved
     | Ledger
     | Receipt
+    | Phases
     | ProgressLine
     | Metrics
     | CheckpointWritten

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from service.contract.memory import MemoryLedger, NumericsReceipt
+from service.contract.memory import MemoryLedger, StepPhases
+from service.contract.receipt import NumericsReceipt
 from service.contract.spec import JobSpec, ResolvedOptions
 
 
@@ -174,6 +175,7 @@ class JobRecord(BaseModel):
     reduced_batch: ReducedBatch | None = None
     progress: Progress | None = None
     memory: MemoryLedger | None = None
+    phases: StepPhases | None = None
     receipt: NumericsReceipt | None = None
     trained_tokens: int | None = None
     fine_tuned_model: str | None = None

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -101,7 +101,8 @@ def _examples(
     with source.path.open(encoding="utf-8", newline="\n") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                yield _checked(encode(json.loads(line), tokenizer), max_length)
+                example = _checked(encode(json.loads(line), tokenizer), max_length)
+                yield replace(example, line=number)
             except BadRow as fault:
                 total += 1
                 if total <= MAX_FAULTS:

@@ -5,8 +5,10 @@
 
 import os
 import platform
+import re
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ import torch
 from service.contract.device import Device
 from service.contract.errors import JobFailure
 
+_DRIVER = Path("/proc/driver/nvidia/version")
 _PAGE_BYTES = resource.getpagesize()
 
 
@@ -34,6 +37,14 @@ def pick_device() -> torch.device:
 def name(device: torch.device) -> str:
     """For example `NVIDIA H200`; the kind of machine for a CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
+def driver_version() -> str | None:
+    """Of the NVIDIA kernel driver; None where there is none."""
+    if not _DRIVER.exists():
+        return None
+    found = re.search(r"Kernel Module.*?(\d+\.[\d.]+)", _DRIVER.read_text())
+    return None if found is None else found[1]
 
 
 def usage(device: torch.device) -> dict[str, Any]:

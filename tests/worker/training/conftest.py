@@ -1,10 +1,15 @@
 """A tokenizer and a model that are trained in a second, and the trainer run in this process."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tests.support.stack import write_chat
