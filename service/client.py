@@ -17,6 +17,7 @@ from service.contract.memory import MemoryLedger, StepPhases
 from service.contract.models import ModelFile
 from service.contract.spec import ResolvedOptions
 from service.datasets import Fault
+from service.estimate_schemas import Estimate
 
 _TIMEOUT_S = 60.0
 _AWAY_S = 60.0
@@ -93,6 +94,10 @@ class Client:
     def create(self, body: dict[str, Any]) -> Job:
         """Create a fine-tuning job."""
         return Job.model_validate(self._send("POST", "fine_tuning/jobs", json=body))
+
+    def estimate(self, body: dict[str, Any]) -> Estimate:
+        """What the job of the same body would need."""
+        return Estimate.model_validate(self._send("POST", "fine_tuning/estimate", json=body))
 
     def job(self, job_id: str) -> Job:
         """A job as it stands."""

@@ -1,6 +1,5 @@
 """The job commands of `headroom`: all of them through the public HTTP API, on any server."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,13 @@ from rich.console import Console
 from service.client import Client, Job
 from service.contract.job import JobStatus
 from service.display import JobView, ledger_table, outcome, size
+from service.estimate_display import estimate_view
 from service.interrupt import Interrupted
+from service.job_options import job_options, uploaded_body
 from service.watch import follow
 
 DEFAULT_PORT = 8000
 _STATUS_WIDTH = max(map(len, JobStatus))
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
@@ -34,52 +34,25 @@ def _server_options(command: Any) -> Any:
 
 @click.command()
 @_server_options
-@click.option("--model", required=True, help="A model of `headroom models`, or a hub id.")
-@click.option("--training-file", type=_FILE, required=True)
-@click.option("--validation-file", type=_FILE)
-@click.option("--suffix", help="A part of the new model's name.")
-@click.option("--seed", type=int)
-@click.option("--n-epochs", type=int)
-@click.option("--batch-size", type=int)
-@click.option("--learning-rate-multiplier", type=float)
-@click.option(
-    "--option",
-    "options",
-    multiple=True,
-    metavar="NAME=JSON",
-    help="A further field of the job, for example packing=true or learning_rate=1e-4.",
-)
+@job_options
 @click.option("--watch", is_flag=True, help="Follow the job to its end.")
-def submit(
-    *,
-    url: str,
-    api_key: str | None,
-    training_file: Path,
-    validation_file: Path | None,
-    n_epochs: int | None,
-    batch_size: int | None,
-    learning_rate_multiplier: float | None,
-    options: tuple[str, ...],
-    watch: bool,
-    **fields: Any,
-) -> None:
+def submit(*, url: str, api_key: str | None, watch: bool, **given: Any) -> None:
     """Upload files and start a job."""
-    hyperparameters = _given(
-        n_epochs=n_epochs,
-        batch_size=batch_size,
-        learning_rate_multiplier=learning_rate_multiplier,
-    )
-    body = _given(**fields) | dict(_option(text) for text in options)
-    body["method"] = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
     console = Console()
     with Client(url, api_key) as client:
-        body["training_file"] = client.upload(training_file)
-        if validation_file is not None:
-            body["validation_file"] = client.upload(validation_file)
-        job = client.create(body)
+        job = client.create(uploaded_body(client, given))
         console.print(f"Job {job.id}", highlight=False)
         if watch:
             raise SystemExit(_watch(console, client, job))
+
+
+@click.command()
+@_server_options
+@job_options
+def estimate(*, url: str, api_key: str | None, **given: Any) -> None:
+    """Upload files and predict what a job would need; none is created."""
+    with Client(url, api_key) as client:
+        Console().print(estimate_view(client.estimate(uploaded_body(client, given))))
 
 
 def _watch(console: Console, client: Client, job: Job) -> int:
@@ -96,21 +69,6 @@ def _watch(console: Console, client: Client, job: Job) -> int:
         console.print(ledger_table(job.memory, job.phases))
     console.print(outcome(job), soft_wrap=True)
     return 0 if job.status is JobStatus.SUCCEEDED else 1
-
-
-def _given(**fields: Any) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """A name and a value; what is no JSON is a word."""
-    name, found, value = text.partition("=")
-    if not found:
-        raise click.BadParameter(f"{text!r} is not of the form NAME=JSON", param_hint="--option")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
 
 
 @click.command()
@@ -163,4 +121,4 @@ def models(url: str, api_key: str | None) -> None:
             click.echo(name)
 
 
-COMMANDS = (submit, watch, jobs, models, cancel, download)
+COMMANDS = (submit, estimate, watch, jobs, models, cancel, download)

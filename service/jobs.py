@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from functools import lru_cache
 
+from service.contract import batching
 from service.contract.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from service.contract.job import Event, JobRecord, new_id
 from service.contract.queue import VALIDATE
@@ -39,7 +40,7 @@ def create(
         Unavailable: Redis does not answer.
     """
     spec = request.spec(seed=secrets.randbelow(2**31))
-    _check(services, org, spec)
+    check(services, org, spec)
     record = JobRecord(id=new_id(PREFIX), org=org, created_at=int(time.time()), spec=spec)
     stands, is_new = services.store.create(
         record,
@@ -118,19 +119,13 @@ def views(services: Services, records: list[JobRecord]) -> list[Job]:
     return [Job.of(*pair) for pair in zip(records, positions, strict=True)]
 
 
-def _check(services: Services, org: str, spec: JobSpec) -> None:
+def check(services: Services, org: str, spec: JobSpec) -> None:
     """Refuse what cannot become a run, before anything is recorded."""
     _check_model(services, org, spec.model)
     _check_file(services, org, "training_file", spec.training_file)
     if spec.validation_file is not None:
         _check_file(services, org, "validation_file", spec.validation_file)
-    batch, steps = spec.hyperparameters.batch_size, spec.options.gradient_accumulation_steps
-    if batch != "auto" and steps != "auto" and batch % steps:
-        raise InvalidRequest(
-            f"gradient_accumulation_steps is {steps}; expected a divisor of batch_size, {batch}.",
-            code="invalid_value",
-            param="gradient_accumulation_steps",
-        )
+    batching.check(spec)
 
 
 def _check_model(services: Services, org: str, name: str) -> None:

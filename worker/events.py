@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.contract.errors import JobFailureCode
-from service.contract.job import Level, Progress
+from service.contract.job import DataSize, Level, Progress
 from service.contract.memory import MemoryLedger, StepPhases
 from service.contract.receipt import NumericsReceipt
 from service.contract.spec import DataFormat, JobSpec, ResolvedOptions
 
 Mode = Literal["validate", "train"]
-Device = Literal["auto", "cuda", "cpu"]
+DeviceChoice = Literal["auto", "cuda", "cpu"]
 
 
 class _Line(BaseModel):
@@ -55,7 +55,7 @@ class RunSpec(_Line):
     validation: DataSource | None = None
     workdir: Path
     resume_from: Path | None = None
-    device: Device = "auto"
+    device: DeviceChoice = "auto"
     max_micro_batch_size: int | None = None
 
 
@@ -68,13 +68,10 @@ class Message(_Line):
     data: dict[str, Any] = {}
 
 
-class Validated(_Line):
+class Validated(_Line, DataSize):
     """The data is fit to train on: `validate` mode's last line."""
 
     kind: Literal["validated"] = "validated"
-    examples: int
-    tokens: int
-    supervised_tokens: int
 
 
 class Resolved(_Line):

@@ -14,7 +14,7 @@ from service.contract.job import JobRecord
 from service.contract.models import BaseModels, Models
 from service.contract.storage import Storage
 from service.contract.store import Store
-from worker.events import DataSource, Device, Mode, RunSpec
+from worker.events import DataSource, DeviceChoice, Mode, RunSpec
 from worker.lease import Lease
 
 _FileField = Literal["training_file", "validation_file"]
@@ -48,7 +48,7 @@ class Preparation:
     files: Files
     models: Models
     base_models: BaseModels
-    device: Device
+    device: DeviceChoice
 
     def run_spec(
         self, record: JobRecord, mode: Mode, model: ModelSource, workdir: Path, lease: Lease

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from service.contract.connection import SOCKET_TIMEOUT_S
 from service.contract.settings import Settings
-from worker.events import Device
+from worker.events import DeviceChoice
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
@@ -23,6 +23,7 @@ class WorkerSettings(Settings):
         trainer_command: The trainer; the spec's path and `--events-fd N` are appended.
         device: What jobs are trained on: `auto` is a GPU where there is one; with `cuda` jobs fail
             where there is none, instead of taking days on the CPU.
+        device_command: Says, as JSON on standard output, what `device` is here; it is appended.
         allocator_conf: PyTorch's settings of its allocator (PYTORCH_ALLOC_CONF) for the trainer.
             Segments that can grow keep memory from being lost to gaps, in which nothing fits.
         keep_checkpoints: The newest checkpoints of a job that are kept.
@@ -37,7 +38,10 @@ class WorkerSettings(Settings):
     trainer_command: list[str] = Field(
         default_factory=lambda: [sys.executable, "-m", "worker.training"], min_length=1
     )
-    device: Device = "auto"
+    device: DeviceChoice = "auto"
+    device_command: list[str] = Field(
+        default_factory=lambda: [sys.executable, "-m", "worker.training.device"], min_length=1
+    )
     allocator_conf: str = "expandable_segments:True"
     keep_checkpoints: int = Field(3, ge=1)
     stop_grace_s: float = Field(3.0, ge=0)

@@ -56,6 +56,22 @@ class JobError(BaseModel):
     param: str | None = None
 
 
+class DataSize(BaseModel):
+    """What tokenizing a job's training file has shown.
+
+    Attributes:
+        supervised_tokens: Of them, those that are trained on.
+        longest: Tokens of the longest example.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    examples: int
+    tokens: int
+    supervised_tokens: int
+    longest: int
+
+
 class Progress(BaseModel):
     """Where a running job stands; every field is the latest known value.
 
@@ -154,6 +170,7 @@ class JobRecord(BaseModel):
     started_at: int | None = None
     finished_at: int | None = None
     error: JobError | None = None
+    data: DataSize | None = None
     resolved: ResolvedOptions | None = None
     reduced_batch: ReducedBatch | None = None
     progress: Progress | None = None

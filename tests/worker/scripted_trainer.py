@@ -97,7 +97,7 @@ class Script:
         self.say("grandchild", child=child.pid)
 
     def validated(self) -> None:
-        self.emit(Validated(examples=2, tokens=20, supervised_tokens=10))
+        self.emit(Validated(examples=2, tokens=20, supervised_tokens=10, longest=12))
 
     def failed(self, code: str, message: str, data: dict) -> None:
         self.emit(Failed(code=code, message=message, param="training_file", data=data))

@@ -75,7 +75,7 @@ RECEIPT = NumericsReceipt(
 PHASES = StepPhases(steps=3, data=0.1, forward=0.2, loss=0.3, backward=0.4, optimizer=0.5)
 LINES: list[Line] = [
     Message(message="Größe\n\t\u2028", level="warn", data={"n": [1, 2.5, None], "s": {"a": "b"}}),
-    Validated(examples=3, tokens=30, supervised_tokens=10),
+    Validated(examples=3, tokens=30, supervised_tokens=10, longest=12),
     Resolved(options=OPTIONS),
     Ledger(ledger=LEDGER),
     Receipt(receipt=RECEIPT),

@@ -47,7 +47,8 @@ def test_a_valid_file_queues_the_job_for_training(deployment: Deployment, runner
     assert deployment.status(job_id) == "queued"
     assert deployment.queue.waiting(TRAIN) == {job_id}
     last = deployment.messages(job_id)[-1]
-    assert last.data == {"examples": 2, "tokens": 20, "supervised_tokens": 10}
+    assert last.data == {"examples": 2, "tokens": 20, "supervised_tokens": 10, "longest": 12}
+    assert deployment.store.get(job_id).data.model_dump() == last.data
 
 
 def test_a_faulty_file_fails_the_job_with_every_fault(

@@ -44,11 +44,13 @@ class Size:
         examples: Rows.
         tokens: Of all rows.
         supervised: Predictions that the loss sees.
+        longest: Tokens of the longest row.
     """
 
     examples: int
     tokens: int
     supervised: int
+    longest: int
 
 
 def load(
@@ -76,12 +78,13 @@ def measure(
     Raises:
         InvalidData: As `load` does.
     """
-    examples = tokens = supervised = 0
+    examples = tokens = supervised = longest = 0
     for example in _examples(source, tokenizer, max_length, code):
         examples += 1
         tokens += len(example.input_ids)
         supervised += example.supervised
-    return Size(examples, tokens, supervised)
+        longest = max(longest, len(example.input_ids))
+    return Size(examples, tokens, supervised, longest)
 
 
 def _examples(

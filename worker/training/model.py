@@ -14,32 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from cce_core.models import Split, UnsupportedModelError, split
 from service.contract.errors import JobFailure
 from service.contract.spec import ResolvedOptions
-from worker.events import Device, RunSpec
+from worker.events import RunSpec
 from worker.training.adapter import adapted
 from worker.training.batches import Batch
 
 # How much of a sequence's states another one in the same row may be, by norm: rounding alone.
 _MIXED = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 _PROBE_TOKENS = 8
-
-
-def pick_device(wanted: Device) -> torch.device:
-    """The wanted device; `auto` is CUDA where torch was built for it and has a device, else CPU.
-
-    Raises:
-        JobFailure: CUDA is wanted or a GPU there, but can't be used: no silent fall to the CPU.
-    """
-    if wanted == "cpu":
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if wanted == "cuda":
-        message = "This worker trains on a GPU alone, and CUDA finds none: has it been lost?"
-        raise JobFailure("device_unavailable", message)
-    if torch.version.cuda is not None and torch.cuda.device_count() > 0:
-        message = "A GPU is there, but CUDA does not start; see the worker's log."
-        raise JobFailure("device_unavailable", message)
-    return torch.device("cpu")
 
 
 def load_tokenizer(spec: RunSpec) -> PreTrainedTokenizerBase:
@@ -72,6 +53,12 @@ def load_config(spec: RunSpec) -> Any:
         raise JobFailure("unsupported_model", str(error), param="model") from error
     except OSError as error:
         raise JobFailure("model_unavailable", str(error), param="model") from error
+
+
+def context_of(config: Any) -> int | None:
+    """The most tokens of a sequence, or None where the architecture has no limit."""
+    limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit
 
 
 def check(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> None:

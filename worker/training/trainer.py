@@ -6,26 +6,27 @@ from transformers import PreTrainedTokenizerBase, get_scheduler
 from cce_core import LossConfig
 from service.contract.memory import MemoryLedger
 from service.contract.receipt import NumericsReceipt
+from service.contract.resolve import resolve, sequence_length
 from service.contract.spec import ResolvedOptions
 from worker.events import Ledger, Message, Receipt, Resolved, Result, RunSpec, Validated
 from worker.training import batches, checkpoint, data, memory, oom, outliers, receipt, report
 from worker.training.adapter import is_adapted
 from worker.training.checkpoint import Position, Run
+from worker.training.device import pick_device
 from worker.training.examples import Example
 from worker.training.loop import Loop
 from worker.training.model import (
     check,
     check_packing,
+    context_of,
     load_config,
     load_model,
     load_tokenizer,
-    pick_device,
     split_model,
 )
 from worker.training.optimizer import MasterAdamW
 from worker.training.receipt import Provenance
 from worker.training.reporter import Reporter
-from worker.training.resolve import resolve, sequence_length
 from worker.training.session import Data, Row, Session
 
 
@@ -34,12 +35,17 @@ def validate(spec: RunSpec, reporter: Reporter) -> None:
     reporter.phase("validating")
     config, tokenizer = load_config(spec), load_tokenizer(spec)
     check(spec, tokenizer)
-    length = sequence_length(spec.job, config)
+    length = sequence_length(spec.job, context_of(config))
     size = data.measure(spec.training, tokenizer, length)
     if spec.validation is not None:
         data.measure(spec.validation, tokenizer, length, "invalid_validation_file")
     reporter.send(
-        Validated(examples=size.examples, tokens=size.tokens, supervised_tokens=size.supervised)
+        Validated(
+            examples=size.examples,
+            tokens=size.tokens,
+            supervised_tokens=size.supervised,
+            longest=size.longest,
+        )
     )
 
 
@@ -49,7 +55,7 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
     checkpoint.seed_everything(spec.job.seed)
     device = pick_device(spec.device)
     tokenizer, config = load_tokenizer(spec), load_config(spec)
-    length = sequence_length(spec.job, config)
+    length = sequence_length(spec.job, context_of(config))
     reporter.phase("validating")
     rows = _data(spec, tokenizer, length)
     resolved = resolve(

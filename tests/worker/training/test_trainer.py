@@ -72,6 +72,7 @@ def test_fit_data_is_counted(
         examples=5,
         tokens=sum(len(example.input_ids) for example in examples),
         supervised_tokens=sum(example.supervised for example in examples),
+        longest=max(len(example.input_ids) for example in examples),
     )
     assert outcome.of(ProgressLine)[0].progress.phase == "validating"
 
