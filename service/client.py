@@ -13,10 +13,11 @@ import httpx
 from pydantic import BaseModel
 
 from service.contract.job import TERMINAL, JobError, JobStatus, Progress, StoredEvent
-from service.contract.memory import MemoryLedger
+from service.contract.memory import MemoryLedger, StepPhases
 from service.contract.models import ModelFile
 from service.contract.spec import ResolvedOptions
 from service.datasets import Fault
+from service.estimate_schemas import Estimate
 
 _TIMEOUT_S = 60.0
 _AWAY_S = 60.0
@@ -53,6 +54,7 @@ class Job(BaseModel):
     attempt: int = 0
     progress: Progress | None = None
     memory: MemoryLedger | None = None
+    phases: StepPhases | None = None
     resolved: ResolvedOptions | None = None
     result_files: list[str] = []
 
@@ -97,6 +99,10 @@ class Client:
     def compare(self, body: dict[str, Any]) -> Job:
         """Create a comparison; it is followed as any job is."""
         return Job.model_validate(self._send("POST", "fine_tuning/comparisons", json=body))
+
+    def estimate(self, body: dict[str, Any]) -> Estimate:
+        """What the job of the same body would need."""
+        return Estimate.model_validate(self._send("POST", "fine_tuning/estimate", json=body))
 
     def job(self, job_id: str) -> Job:
         """A job as it stands."""

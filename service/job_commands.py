@@ -7,17 +7,12 @@ import click
 from rich.console import Console
 
 from service.client import Client, Job
-from service.command_options import (
-    FILE,
-    FOLDER,
-    further_fields,
-    further_options,
-    given,
-    server_options,
-)
+from service.command_options import FOLDER, server_options
 from service.contract.job import JobStatus
 from service.display import JobView, ledger_table, outcome, size
+from service.estimate_display import estimate_view
 from service.interrupt import Interrupted
+from service.job_options import job_options, uploaded_body
 from service.watch import follow
 
 _STATUS_WIDTH = max(map(len, JobStatus))
@@ -25,46 +20,25 @@ _STATUS_WIDTH = max(map(len, JobStatus))
 
 @click.command()
 @server_options
-@click.option("--model", required=True, help="A model of `headroom models`, or a hub id.")
-@click.option("--training-file", type=FILE, required=True)
-@click.option("--validation-file", type=FILE)
-@click.option("--suffix", help="A part of the new model's name.")
-@click.option("--seed", type=int)
-@click.option("--n-epochs", type=int)
-@click.option("--batch-size", type=int)
-@click.option("--learning-rate-multiplier", type=float)
-@further_options
+@job_options
 @click.option("--watch", is_flag=True, help="Follow the job to its end.")
-def submit(
-    *,
-    url: str,
-    api_key: str | None,
-    training_file: Path,
-    validation_file: Path | None,
-    n_epochs: int | None,
-    batch_size: int | None,
-    learning_rate_multiplier: float | None,
-    options: tuple[str, ...],
-    watch: bool,
-    **fields: Any,
-) -> None:
+def submit(*, url: str, api_key: str | None, watch: bool, **given: Any) -> None:
     """Upload files and start a job."""
-    hyperparameters = given(
-        n_epochs=n_epochs,
-        batch_size=batch_size,
-        learning_rate_multiplier=learning_rate_multiplier,
-    )
-    body = given(**fields) | further_fields(options)
-    body["method"] = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
     console = Console()
     with Client(url, api_key) as client:
-        body["training_file"] = client.upload(training_file)
-        if validation_file is not None:
-            body["validation_file"] = client.upload(validation_file)
-        job = client.create(body)
+        job = client.create(uploaded_body(client, given))
         console.print(f"Job {job.id}", highlight=False)
         if watch:
             raise SystemExit(_watch(console, client, job))
+
+
+@click.command()
+@server_options
+@job_options
+def estimate(*, url: str, api_key: str | None, **given: Any) -> None:
+    """Upload files and predict what a job would need; none is created."""
+    with Client(url, api_key) as client:
+        Console().print(estimate_view(client.estimate(uploaded_body(client, given))))
 
 
 def followed(console: Console, client: Client, job: Job) -> Job:
@@ -84,7 +58,7 @@ def _watch(console: Console, client: Client, job: Job) -> int:
     """Show the job until it ends, and what it measured; the exit code."""
     job = followed(console, client, job)
     if job.memory is not None:
-        console.print(ledger_table(job.memory))
+        console.print(ledger_table(job.memory, job.phases))
     console.print(outcome(job), soft_wrap=True)
     return 0 if job.status is JobStatus.SUCCEEDED else 1
 
@@ -139,4 +113,4 @@ def models(url: str, api_key: str | None) -> None:
             click.echo(name)
 
 
-COMMANDS = (submit, watch, jobs, models, cancel, download)
+COMMANDS = (submit, estimate, watch, jobs, models, cancel, download)

@@ -24,6 +24,7 @@ from worker.events import CheckpointWritten, Compared, Result
 from worker.lease import Lease
 
 METRICS_NAME, REPORT_NAME = "step_metrics.csv", "report.json"
+OUTLIERS_NAME = "loss_outliers.csv"
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,11 @@ class Publisher:
         """
         path = f"models/{self.record.id}/{self.lease.claim.token}"
         model = self._model(line.model, path, line.model_kind, step=None)
-        files = [self._file(line.metrics_csv, METRICS_NAME), self._file(line.report, REPORT_NAME)]
+        files = [
+            self._file(line.metrics_csv, METRICS_NAME),
+            self._file(line.report, REPORT_NAME),
+            self._file(line.outliers_csv, OUTLIERS_NAME),
+        ]
         self.lease.during(lambda: self.storage.put_tree(line.model, path))
 
         def name_them(pipe: Pipe) -> None:
@@ -112,6 +117,7 @@ class Publisher:
                 fine_tuned_model=model.id,
                 result_files=[file.id for file in files],
                 trained_tokens=line.trained_tokens,
+                receipt=line.receipt,
             )
         )
 

@@ -13,6 +13,7 @@ from worker.events import (
     Line,
     Message,
     Metrics,
+    Phases,
     ProgressLine,
     Receipt,
     Resolved,
@@ -65,6 +66,9 @@ class Recorder:
             case Receipt():
                 data = line.receipt.model_dump()
                 self._update(Event(message="Loss verified.", data=data), receipt=line.receipt)
+            case Phases():
+                event = Event(message="A step timed.", data=line.phases.model_dump())
+                self._update(event, phases=line.phases)
             case CheckpointWritten():
                 self._publisher.checkpoint(line)
             case Validated() | Result() | Compared() | Failed():

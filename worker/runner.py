@@ -24,7 +24,7 @@ from typing import Any
 
 from service.contract.errors import JobFailure, LostClaim, Unavailable
 from service.contract.events import Events
-from service.contract.job import Event, JobError, JobRecord, JobStatus
+from service.contract.job import DataSize, Event, JobError, JobRecord, JobStatus
 from service.contract.queue import TRAIN, VALIDATE, Queue, QueueName
 from service.contract.store import CANCELLED, Store
 from worker.child import Child
@@ -156,10 +156,9 @@ class Runner:
                     f"Files validated: {final.examples} examples, {final.tokens} tokens,"
                     f" {final.supervised_tokens} of them trained on."
                 )
-                data = final.model_dump(exclude={"kind"})
-                self._end(
-                    attempt, JobStatus.QUEUED, Event(message=message, data=data), progress=None
-                )
+                size = DataSize.model_validate(final.model_dump(exclude={"kind"}))
+                event = Event(message=message, data=size.model_dump())
+                self._end(attempt, JobStatus.QUEUED, event, progress=None, data=size)
                 self._send(attempt.record.id, TRAIN)
             case Result():
                 publisher.result(final)

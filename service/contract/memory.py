@@ -1,7 +1,6 @@
-"""The memory ledger and the numerics receipt: what a job measured about its own loss layer.
+"""Memory and time: the ledger of the loss, who held what when none was left, a step's phases.
 
-Each figure says where it comes from; a saving always names its baseline. And what a job found when
-the device had no memory left.
+Each figure says where it comes from; a saving always names its baseline.
 """
 
 from typing import Literal
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 LossName = Literal["full_logits", "compiled_full_logits", "chunked", "cce"]
 Provenance = Literal["measured", "modelled", "out_of_memory"]
+BatchFormula = Literal["linear_step", "proportional_step"]
 
 
 class Frozen(BaseModel):
@@ -33,30 +33,57 @@ class Figure(Frozen):
     formula: str | None = None
 
 
+class LargestBatch(Frozen):
+    """The largest micro-batch that fits, by a formula over the ledger's `room_bytes`.
+
+    Attributes:
+        sequences: How many, of the measured length.
+        formula: `linear_step`: (room - fixed) / bytes_per_sequence, from the step's peak at two
+            micro-batches. `proportional_step`: room / bytes_per_sequence, from its peak at one,
+            which errs on the side of fewer.
+        bytes_per_sequence: By which each sequence raises the step's peak.
+        fixed_bytes: What the step takes whatever the micro-batch.
+    """
+
+    sequences: int
+    formula: BatchFormula
+    bytes_per_sequence: int
+    fixed_bytes: int
+
+
 class LossMemory(Frozen):
     """One loss on the job's own shapes.
 
     Attributes:
         loss: Which loss.
         loss_layer: Peak of forward and backward of the loss layer alone.
-        step: Peak of a whole forward and backward pass of the model, or None if not run.
+        step: Peak of a whole forward and backward pass of the model, above weights and gradients,
+            or None if not run.
         tokens_per_s: Throughput of those passes, or None if not run.
+        largest_micro_batch: Modelled; None on CPU, where memory is not the job's alone, and where
+            no micro-batch that was tried did fit.
     """
 
     loss: LossName
     loss_layer: Figure
     step: Figure | None = None
     tokens_per_s: float | None = None
+    largest_micro_batch: LargestBatch | None = None
 
 
 class Saving(Frozen):
-    """What the job's loss saves against one named baseline."""
+    """What the job's loss saves against one named baseline.
+
+    Attributes:
+        micro_batch_ratio: How many times larger a micro-batch fits; None where either is unknown.
+    """
 
     baseline: LossName
     loss_layer_bytes: int
     loss_layer_ratio: float
     step_bytes: int | None = None
     step_ratio: float | None = None
+    micro_batch_ratio: float | None = None
 
 
 class MemoryLedger(Frozen):
@@ -69,6 +96,8 @@ class MemoryLedger(Frozen):
         vocab_size: V.
         hidden_size: D.
         dtype: Compute dtype of the measured passes.
+        room_bytes: What the device has for a micro-batch beside weights, gradients, optimizer and
+            other processes; None on CPU.
         losses: One entry a loss.
         savings: The job's loss against each measured or modelled baseline.
     """
@@ -81,8 +110,31 @@ class MemoryLedger(Frozen):
     vocab_size: int
     hidden_size: int
     dtype: str
+    room_bytes: int | None = None
     losses: list[LossMemory]
     savings: list[Saving]
+
+
+class StepPhases(Frozen):
+    """Where the time of an optimizer step goes: seconds, means over a few steps.
+
+    In these steps alone, the host waited for the device at the end of each phase.
+
+    Attributes:
+        steps: How many steps were timed.
+        data: Collate the rows, and copy them to the device.
+        forward: The model up to the loss layer.
+        loss: The loss layer's forward.
+        backward: Of all; with gradient checkpointing it runs the forward again.
+        optimizer: Clip and apply the gradients.
+    """
+
+    steps: int
+    data: float
+    forward: float
+    loss: float
+    backward: float
+    optimizer: float
 
 
 class MemoryByCategory(Frozen):
@@ -124,23 +176,3 @@ class OutOfMemoryReport(Frozen):
     reserved_bytes: int | None
     total_bytes: int
     categories: MemoryByCategory | None
-
-
-class NumericsReceipt(Frozen):
-    """Parity of the loss on the job's first real batch, against fp32 on the unmodified model.
-
-    Errors are relative: ||g - g_fp32|| / ||g_fp32|| over a slice of `rows` rows.
-    """
-
-    implementation: str
-    preset: str
-    rows: int
-    loss: float
-    loss_reference: float
-    loss_error: float
-    hidden_grad_error: float
-    head_grad_error: float | None
-    tolerance: float
-    filtered_mass: float | None = None
-    seed: int
-    versions: dict[str, str]

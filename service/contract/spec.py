@@ -78,7 +78,14 @@ class TrainingOptions(Options):
         default=False, description="Several examples share a sequence, kept apart by position ids."
     )
     gradient_accumulation_steps: Auto | PositiveInt = Field(
-        "auto", description="Micro-batches an optimizer step; it divides batch_size. auto: 1."
+        "auto",
+        description="Micro-batches an optimizer step; it divides batch_size. auto: as many as "
+        "micro_batch_size makes of it.",
+    )
+    micro_batch_size: Auto | PositiveInt = Field(
+        "auto",
+        description="Sequences at once, at most batch_size, which stays what it is. auto: on CUDA "
+        "the largest that fits, found by estimate and a few tries; on CPU batch_size.",
     )
     gradient_checkpointing: Auto | bool = Field(
         "auto", description="Recompute activations in backward. auto: on CUDA, off on CPU."

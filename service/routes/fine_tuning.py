@@ -13,7 +13,7 @@ from service.deps import GuardedRoute, Organization, ServicesDep
 from service.job_request import JobCreate
 from service.openapi import links
 from service.problems import ERROR_RESPONSES
-from service.schemas import Job, JobCheckpoint, JobEvent, Listing, MetricPoint
+from service.schemas import Job, JobCheckpoint, JobEvent, JobMemory, Listing, MetricPoint
 
 PATH = "/v1/fine_tuning/jobs"
 router = APIRouter(
@@ -36,7 +36,14 @@ _METADATA_DOC: dict[str, Any] = {
         }
     ]
 }
-_OF_JOB = ("get_job", "cancel_job", "list_events", "list_metrics", "list_checkpoints")
+_OF_JOB = (
+    "get_job",
+    "cancel_job",
+    "list_events",
+    "list_metrics",
+    "get_memory",
+    "list_checkpoints",
+)
 _LINKS = links("job_id", *_OF_JOB)
 _CREATED: dict[int | str, dict[str, Any]] = {
     200: {"model": Job, "description": "A repeated request: the first one's job.", "links": _LINKS},
@@ -96,7 +103,7 @@ def list_jobs(
 def get_job(
     job_id: str, org: Organization, services: ServicesDep, changed: IfChanged, response: Response
 ) -> Response:
-    """A job as it stands. Poll with `If-None-Match`: 304 costs next to nothing."""
+    """A job as it stands. Poll with `If-None-Match`: the answer is 304 while nothing is new."""
     standing = services.store.standing(job_id, org)
     changed.check(standing.tag)
     shown = jobs.shown(standing)
@@ -142,6 +149,15 @@ def list_metrics(
     changed.check(services.store.version(job_id, org))
     points = services.events.metrics(job_id, resolution)
     return Listing.of([MetricPoint.of(event) for event in points])
+
+
+@router.get("/{job_id}/memory", responses=NOT_MODIFIED)
+def get_memory(
+    job_id: str, org: Organization, services: ServicesDep, changed: IfChanged
+) -> JobMemory:
+    """Extension: the memory ledger, and where a step's time goes; 404 until it is measured."""
+    changed.check(services.store.version(job_id, org))
+    return jobs.memory(services, org, job_id)
 
 
 @router.get("/{job_id}/checkpoints", responses=NOT_MODIFIED)

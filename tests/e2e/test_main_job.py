@@ -90,6 +90,8 @@ def test_a_job_from_upload_to_a_model_that_transformers_loads(
     _check_events(client, trained.id)
     _check_extensions(trained.model_extra)
     _check_results(client, trained.result_files)
+    memory = httpx.get(f"{stack.url}/v1/fine_tuning/jobs/{trained.id}/memory").json()
+    assert memory["ledger"] == trained.model_extra["memory"]
     _check_model(stack, trained.fine_tuned_model, tmp_path / "model")
     assert client.models.retrieve(trained.fine_tuned_model).id == trained.fine_tuned_model
     assert client.models.delete(trained.fine_tuned_model).deleted
@@ -205,6 +207,9 @@ def _check_extensions(extra: dict) -> None:
     by_loss = {entry["loss"]: entry["loss_layer"] for entry in extra["memory"]["losses"]}
     assert by_loss["cce"]["provenance"] == "measured"
     assert {"full_logits", "chunked", "cce"} <= set(by_loss)
+    assert extra["phases"]["backward"] > 0
+    assert extra["receipt"]["resumed_from_step"] is None
+    assert extra["reduced_batch"] is None
 
 
 def _check_results(client: OpenAI, files: list[str]) -> None:
@@ -213,8 +218,12 @@ def _check_results(client: OpenAI, files: list[str]) -> None:
     table = next(text for text in contents if text.startswith(header))
     rows = list(csv.DictReader(io.StringIO(table)))
     assert float(rows[-1]["train_loss"]) > 0
-    report = next(json.loads(text) for text in contents if text is not table)
-    assert report
+    outliers = next(text for text in contents if text.startswith("epoch,line,loss,tokens"))
+    worst = list(csv.DictReader(io.StringIO(outliers)))
+    assert {row["epoch"] for row in worst} == {"1", "2"}
+    assert float(worst[0]["loss"]) >= float(worst[1]["loss"]) > 0
+    report = next(json.loads(text) for text in contents if text.startswith("{"))
+    assert report["receipt"]["training_file_sha256"] == report["training_file_sha256"]
 
 
 def _check_model(stack: Stack, model_id: str, folder: Path) -> None:

@@ -1,56 +1,28 @@
 """A model and a dataset small enough to be trained again and again while things break."""
 
-import json
-import pydoc_data.topics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tokenizers import ByteLevelBPETokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.support.redis_server import RedisServer
+from tests.support.tiny_llama import dataset, essays, make_tiny_llama
 from tests.worker.support import Deployment
 from worker.settings import WorkerSettings
 
-VOCABULARY = 512
 STEPS, EVERY = 120, 20
 Curve = dict[int, float]
 
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    essays = "".join(pydoc_data.topics.topics.values())
-    return [essays[start : start + 400] for start in range(0, 32_000, 400)]
+    return essays(80)
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
-    """A Llama of 60,000 weights with its tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny")
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=["<s>", "</s>"])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
-    )
-    tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_llama(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
@@ -77,10 +49,6 @@ def deploy(
     finally:
         deployment.close()
         server.kill()
-
-
-def dataset(texts: list[str]) -> bytes:
-    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
 
 
 def submit(deployment: Deployment, texts: list[str], **options: object) -> str:

@@ -4,8 +4,9 @@
     small_device.py bytes BYTES TRAINER_ARGUMENTS...        a real one, on CUDA
 
 With `rows`, the allocator's error is raised in the middle of a forward pass, where a real one would
-come from: when more than ROWS sequences are worked on at once, once AFTER passes went well. With
-`bytes`, the allocator may take no more than so many from the device.
+come from: when more than ROWS sequences are worked on at once, once AFTER passes went well; and
+always by the full logits of more than ROWS. With `bytes`, the allocator may take no more
+than so many from the device.
 """
 
 import runpy
@@ -13,6 +14,8 @@ import sys
 
 import torch
 from torch import nn
+
+from cce_core import baselines
 
 
 def hold_no_more_than(rows: int, after: int) -> None:
@@ -28,6 +31,16 @@ def hold_no_more_than(rows: int, after: int) -> None:
         return whole(module, tokens)
 
     nn.Embedding.forward = forward
+    full_logits = baselines.full_logits
+
+    def few_logits(hidden: torch.Tensor, *rest: object) -> torch.Tensor:
+        if len(hidden) > rows:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 6.00 GiB. GPU 0 ..."
+            )
+        return full_logits(hidden, *rest)
+
+    baselines.full_logits = few_logits
 
 
 def take_no_more_than(size: int) -> None:

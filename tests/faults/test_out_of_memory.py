@@ -5,10 +5,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from service.contract.job import JobRecord, ReducedBatch
-from tests.faults.conftest import EVERY, VOCABULARY, Curve, dataset, deploy, points, submit
+from tests.faults.conftest import EVERY, Curve, deploy, points, submit
+from tests.support.tiny_llama import dataset, essays, make_tiny_llama
 from tests.worker.support import Deployment
 
 SMALL_DEVICE = str(Path(__file__).with_name("small_device.py"))
@@ -28,7 +28,7 @@ def test_the_job_goes_on_from_its_checkpoint_at_half_the_micro_batch_with_the_sa
     steps = 2 * EVERY + EVERY // 2
     with deploy(tmp_path, tiny_model, small_device("rows", 2, steps)) as (deployment, _):
         deployment.worker("validate", "train", max_attempts=1)  # crashes would not be forgiven
-        job_id = submit(deployment, texts)
+        job_id = submit(deployment, texts, memory_ledger=True)
         record = ended(deployment, job_id)
         assert record.status == "succeeded", record.error
         curve = points(deployment, job_id)
@@ -48,39 +48,25 @@ def test_the_job_goes_on_from_its_checkpoint_at_half_the_micro_batch_with_the_sa
     held = event.data["categories"]
     assert held["weights"] > 0
     assert held["optimizer"] == pytest.approx(2 * held["weights"], rel=0.01)
-
-
-def test_a_device_that_holds_not_even_one_sequence_ends_the_job_with_advice(
-    tmp_path: Path, tiny_model: Path, texts: list[str]
-) -> None:
-    with deploy(tmp_path, tiny_model, small_device("rows", 0, 0)) as (deployment, _):
-        deployment.worker("validate", "train")
-        job_id = submit(deployment, texts)
-        record = ended(deployment, job_id)
-    assert (record.status, record.error.code) == ("failed", "out_of_memory")
-    assert record.reduced_batch == ReducedBatch(micro_batch_size=1, times=2)
-    for part in ("at a micro-batch of 1", "1.50 GiB", "max_seq_length", "LoRA", "halved 2 times"):
-        assert part in record.error.message
+    # A baseline that did not fit was an entry of the ledger, and nothing more.
+    ledgers = [event.data for event in events if event.message == "Memory ledger measured."]
+    assert [ledger["micro_batch_size"] for ledger in ledgers] == [4, 2]
+    before, after = (ledger["losses"][0]["loss_layer"] for ledger in ledgers)
+    assert (before["provenance"], before["bytes"]) == ("out_of_memory", 6 << 30)
+    assert after["provenance"] == "measured"
 
 
 @pytest.mark.gpu
-def test_a_real_cuda_out_of_memory_is_survived(
-    tmp_path: Path, tiny_model: Path, texts: list[str]
-) -> None:
-    model = tmp_path / "model"
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(model)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=512,
-            intermediate_size=1024,
-            num_hidden_layers=8,
-            num_attention_heads=8,
-            max_position_embeddings=2048,
-        )
-    ).save_pretrained(model)
-    whole = "".join(texts)
-    rows = [whole[start : start + 1500] for start in range(0, 24_000, 500)]
+def test_a_real_cuda_out_of_memory_is_survived(tmp_path: Path) -> None:
+    model = make_tiny_llama(
+        tmp_path / "model",
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        max_position_embeddings=2048,
+    )
+    rows = essays(48, length=1500)
 
     def run(folder: Path, *trainer: object) -> tuple[JobRecord, Curve, list]:
         folder.mkdir()

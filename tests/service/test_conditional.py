@@ -9,14 +9,19 @@ from service.contract import keys
 from service.contract.job import Event, JobStatus
 from service.contract.store import Store
 from tests.service.contract.support import EVENT, take
-from tests.service.support import JOBS, enqueue, start, submit
+from tests.service.support import JOBS, LEDGER, enqueue, start, submit
 
-PARTS = ("", "/events", "/events?order=asc&limit=3", "/metrics", "/checkpoints")
+PARTS = ("", "/events", "/events?order=asc&limit=3", "/metrics", "/memory", "/checkpoints")
 
 
 @pytest.fixture
-def job_id(client: openai.OpenAI, training_file: str) -> str:
-    return submit(client, training_file).id
+def job_id(client: openai.OpenAI, store: Store, training_file: str) -> str:
+    """A job that waits for validation; an attempt at it has measured its memory, and was lost."""
+    job_id = submit(client, training_file).id
+    claim = take(store, job_id)
+    store.update(claim, memory=LEDGER)
+    store.release(claim, EVENT)
+    return job_id
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -1,5 +1,6 @@
 """The document against the server: every operation is fuzzed by its own schema."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,14 @@ from tests.support.server import serve
 
 # What the example of the document names; here, both are there.
 MODEL, FILE = "tiny-llama", "file-0193f2d0c1aa"
+SHAPE = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 512,
+}
 TUNED = f"ft:{MODEL}:org-local::1"
 CONFIG = """
 [generation]
@@ -54,12 +63,17 @@ unexpected-methods = []
 
 
 @pytest.fixture
-def documented(service_settings: ServiceSettings, storage: Storage, redis: Redis) -> Iterator[str]:
+def documented(
+    service_settings: ServiceSettings, storage: Storage, redis: Redis, tmp_path: Path
+) -> Iterator[str]:
     """The URL of a server on which the example of the document can be created."""
     with storage.write(f"files/{FILE}") as file:
         file.write(CHAT)
     Files(redis).add(file_record(id=FILE, org="org-local", bytes=len(CHAT), format="chat", rows=1))
-    with serve(service_settings.model_copy(update={"hub_models": [MODEL]})) as url:
+    (tmp_path / "models" / MODEL).mkdir(parents=True)
+    (tmp_path / "models" / MODEL / "config.json").write_text(json.dumps(SHAPE))
+    folders = {"model_folders": [tmp_path / "models"]}
+    with serve(service_settings.model_copy(update=folders)) as url:
         yield url
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from service.contract import keys
 from service.contract.connection import connect
+from service.contract.device import Device
 from service.contract.errors import Conflict
 from service.contract.events import Events
 from service.contract.files import FileRecord, Files
@@ -30,6 +31,8 @@ from worker.settings import WorkerSettings
 
 REPOSITORY = Path(__file__).parents[2]
 ORG = "org-test"
+# Instead of the real look at the device, which imports torch.
+DEVICE = Device(kind="cpu", name="cpu", total_bytes=2**34)
 TRAINER = [sys.executable, str(Path(__file__).with_name("scripted_trainer.py"))]
 
 
@@ -107,6 +110,7 @@ class Deployment:
                 "model_folders": [folder / "models"],
                 "work_dir": folder / "work",
                 "trainer_command": TRAINER,
+                "device_command": ["sh", "-c", f"echo '{DEVICE.model_dump_json()}'"],
                 "worker_name": "test",
                 "lease_s": 2.0,
                 "heartbeat_s": 0.2,

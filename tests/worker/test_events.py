@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from service.contract.job import Progress
-from service.contract.memory import Figure, LossMemory, MemoryLedger, NumericsReceipt, Saving
+from service.contract.memory import Figure, LossMemory, MemoryLedger, Saving, StepPhases
+from service.contract.receipt import FilteredMass, NumericsReceipt
 from service.contract.spec import JobSpec, ResolvedOptions
 from worker import events
 from worker.events import (
@@ -20,6 +21,7 @@ from worker.events import (
     Line,
     Message,
     Metrics,
+    Phases,
     ProgressLine,
     Receipt,
     Resolved,
@@ -64,15 +66,20 @@ RECEIPT = NumericsReceipt(
     hidden_grad_error=1e-7,
     head_grad_error=None,
     tolerance=1e-3,
+    filtered=[FilteredMass(step=1, p50=1e-300, p99=0.1 + 0.2, fallbacks=1)],
     seed=2**31 - 1,
+    training_file_sha256="ab" * 32,
+    resumed_from_step=20,
     versions={"torch": "2.11"},
 )
+PHASES = StepPhases(steps=3, data=0.1, forward=0.2, loss=0.3, backward=0.4, optimizer=0.5)
 LINES: list[Line] = [
     Message(message="Größe\n\t\u2028", level="warn", data={"n": [1, 2.5, None], "s": {"a": "b"}}),
-    Validated(examples=3, tokens=30, supervised_tokens=10),
+    Validated(examples=3, tokens=30, supervised_tokens=10, longest=12),
     Resolved(options=OPTIONS),
     Ledger(ledger=LEDGER),
     Receipt(receipt=RECEIPT),
+    Phases(phases=PHASES),
     ProgressLine(progress=Progress(phase="training", step=3, train_loss=0.1 + 0.2)),
     Metrics(step=3, total_steps=100, train_loss=1 / 3, learning_rate=1e-300),
     CheckpointWritten(step=3, path=Path("/work/checkpoint-3"), metrics={"train_loss": 1.5}),
@@ -81,6 +88,8 @@ LINES: list[Line] = [
         model_kind="lora",
         metrics_csv=Path("/work/metrics.csv"),
         report=Path("/work/report.json"),
+        outliers_csv=Path("/work/outliers.csv"),
+        receipt=RECEIPT,
         trained_tokens=2**40,
     ),
     Failed(code="out_of_memory", message="Too big.", param=None, data={"asked": 2**33}),

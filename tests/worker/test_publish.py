@@ -8,6 +8,7 @@ import pytest
 from service.contract.comparison import CSV_NAME, HTML_NAME, JSON_NAME
 from service.contract.errors import JobFailure, LostClaim
 from tests.worker.support import ORG, Deployment
+from tests.worker.test_events import RECEIPT
 from worker.events import CheckpointWritten, Compared, Result
 from worker.publish import Publisher
 
@@ -41,11 +42,14 @@ def result(deployment: Deployment) -> Result:
     (model / "nested" / "config.json").write_bytes(b"{}")
     (folder / "metrics.csv").write_bytes(b"step\n1\n")
     (folder / "report.json").write_bytes(b'{"a": 1}')
+    (folder / "outliers.csv").write_bytes(b"epoch\n1\n")
     return Result(
         model=model,
         model_kind="full",
         metrics_csv=folder / "metrics.csv",
         report=folder / "report.json",
+        outliers_csv=folder / "outliers.csv",
+        receipt=RECEIPT,
         trained_tokens=7,
     )
 
@@ -144,7 +148,12 @@ def test_a_result_is_there_when_the_job_has_succeeded(stored: Deployment) -> Non
     assert [file.name for file in model.files] == ["model.safetensors", "nested/config.json"]
     for file in model.files:
         assert len(read(stored, f"{model.path}/{file.name}")) == file.bytes
-    contents = {"step_metrics.csv": b"step\n1\n", "report.json": b'{"a": 1}'}
+    assert record.receipt == RECEIPT
+    contents = {
+        "step_metrics.csv": b"step\n1\n",
+        "report.json": b'{"a": 1}',
+        "loss_outliers.csv": b"epoch\n1\n",
+    }
     files = [stored.files.get(ORG, file_id) for file_id in record.result_files]
     assert [file.filename for file in files] == list(contents)
     for file in files:

@@ -5,7 +5,7 @@ import pytest
 from service.contract.errors import LostClaim
 from service.contract.job import Progress
 from tests.worker.support import ORG, Deployment
-from tests.worker.test_events import LEDGER, LINES, OPTIONS, RECEIPT
+from tests.worker.test_events import LEDGER, LINES, OPTIONS, PHASES, RECEIPT
 from worker.events import (
     CheckpointWritten,
     Failed,
@@ -13,6 +13,7 @@ from worker.events import (
     Line,
     Message,
     Metrics,
+    Phases,
     ProgressLine,
     Receipt,
     Resolved,
@@ -46,6 +47,7 @@ def recorder(deployment: Deployment, job_id: str, interval_s: float = 0.0) -> Re
         (Resolved(options=OPTIONS), "resolved", OPTIONS, "Options resolved."),
         (Ledger(ledger=LEDGER), "memory", LEDGER, "Memory ledger measured."),
         (Receipt(receipt=RECEIPT), "receipt", RECEIPT, "Loss verified."),
+        (Phases(phases=PHASES), "phases", PHASES, "A step timed."),
     ],
 )
 def test_what_is_known_of_a_job_is_a_field_and_an_event(

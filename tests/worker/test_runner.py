@@ -47,7 +47,8 @@ def test_a_valid_file_queues_the_job_for_training(deployment: Deployment, runner
     assert deployment.status(job_id) == "queued"
     assert deployment.queue.waiting(TRAIN) == {job_id}
     last = deployment.messages(job_id)[-1]
-    assert last.data == {"examples": 2, "tokens": 20, "supervised_tokens": 10}
+    assert last.data == {"examples": 2, "tokens": 20, "supervised_tokens": 10, "longest": 12}
+    assert deployment.store.get(job_id).data.model_dump() == last.data
 
 
 def test_a_faulty_file_fails_the_job_with_every_fault(
@@ -114,11 +115,14 @@ def test_a_result_is_published_with_the_success(deployment: Deployment, runner: 
     model = deployment.models.get(ORG, record.fine_tuned_model)
     assert [file.name for file in model.files] == ["config.json", "model.safetensors"]
     assert read(deployment, f"{model.path}/model.safetensors") == "final weights"
-    metrics, report = [deployment.files.get(ORG, id_) for id_ in record.result_files]
+    metrics, report, outliers = [deployment.files.get(ORG, id_) for id_ in record.result_files]
     assert (metrics.filename, metrics.purpose) == ("step_metrics.csv", "fine-tune-results")
     assert read(deployment, metrics.path) == "step,train_loss\n1,10.0\n"
     assert metrics.bytes == 23
     assert json.loads(read(deployment, report.path)) == {}
+    assert outliers.filename == "loss_outliers.csv"
+    assert read(deployment, outliers.path) == "epoch,line,loss,tokens\n"
+    assert record.receipt.filtered[0].p99 == 0.2
 
 
 def test_nothing_is_left_in_the_work_folder(deployment: Deployment, runner: Runner) -> None:

@@ -56,7 +56,10 @@ def asked_bytes(error: RuntimeError) -> int | None:
 
 
 def peak_of(work: Work, device: torch.device) -> Peak | OutOfMemory:
-    """Run `work` and count; on CUDA twice, since first launches compile and take work space."""
+    """Run `work` and count; where it does not fit, nothing of it stays allocated.
+
+    On CUDA the first run of a kernel compiles it and may take work space: count a later one.
+    """
     try:
         return _cuda_peak(work, device) if device.type == "cuda" else _cpu_peak(work)
     except RuntimeError as error:
@@ -81,7 +84,6 @@ def attempt(work: Callable[[], T]) -> T | OutOfMemory:
 
 
 def _cuda_peak(work: Work, device: torch.device) -> Peak:
-    work()
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before, start = torch.cuda.memory_allocated(device), time.perf_counter()

@@ -195,6 +195,8 @@ def _widened(batch: Batch, length: int, pad: int) -> Batch:
         labels=functional.pad(batch.labels, (0, more), value=IGNORE_INDEX),
         position_ids=functional.pad(batch.position_ids, (0, more)),
         attention_mask=None if mask is None else functional.pad(mask, (0, more)),
+        owner=None,  # nobody asks here whose token it is
+        examples=(),
     )
 
 

@@ -27,11 +27,13 @@ class Position:
         step: Optimizer steps done.
         tokens: Tokens processed, without padding.
         metrics: The rows of the metrics table so far.
+        outliers: The rows with the highest loss, by epoch, so far.
     """
 
     step: int = 0
     tokens: int = 0
     metrics: list[dict[str, float | None]] = field(default_factory=list)
+    outliers: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

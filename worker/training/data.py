@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -44,11 +44,13 @@ class Size:
         examples: Rows.
         tokens: Of all rows.
         supervised: Predictions that the loss sees.
+        longest: Tokens of the longest row.
     """
 
     examples: int
     tokens: int
     supervised: int
+    longest: int
 
 
 def load(
@@ -76,12 +78,13 @@ def measure(
     Raises:
         InvalidData: As `load` does.
     """
-    examples = tokens = supervised = 0
+    examples = tokens = supervised = longest = 0
     for example in _examples(source, tokenizer, max_length, code):
         examples += 1
         tokens += len(example.input_ids)
         supervised += example.supervised
-    return Size(examples, tokens, supervised)
+        longest = max(longest, len(example.input_ids))
+    return Size(examples, tokens, supervised, longest)
 
 
 def _examples(
@@ -98,7 +101,8 @@ def _examples(
     with source.path.open(encoding="utf-8", newline="\n") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                yield _checked(encode(json.loads(line), tokenizer), max_length)
+                example = _checked(encode(json.loads(line), tokenizer), max_length)
+                yield replace(example, line=number)
             except BadRow as fault:
                 total += 1
                 if total <= MAX_FAULTS:

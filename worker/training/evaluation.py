@@ -22,7 +22,8 @@ def evaluate(session: Session) -> Evaluation:
     loss, correct, supervised = 0.0, 0, 0
     model.eval()
     for batch in session.data.batches(rows, session.resolved.micro_batch_size):
-        output = session.forward(batch.to(session.device))
+        held = batch.to(session.device)
+        output = session.loss_of(session.hidden(held), held)
         loss += float(output.loss)
         correct += int(output.correct.sum())
         supervised += batch.supervised

@@ -8,6 +8,7 @@ is trained on in full, its end included.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError
@@ -22,12 +23,17 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence; labels stand at their own tokens (the loss shifts) and are -100 elsewhere."""
+    """One sequence; labels stand at their own tokens (the loss shifts) and are -100 elsewhere.
+
+    Attributes:
+        line: Where it is in its file, from 1.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    line: int = 0
 
-    @property
+    @cached_property
     def supervised(self) -> int:
         """Predictions that the loss sees: the first token is never predicted."""
         return sum(label != IGNORE_INDEX for label in self.labels[1:])

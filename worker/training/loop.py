@@ -2,16 +2,20 @@
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
+from cce_core.observe import observed
 from service.contract.errors import JobFailure
-from worker.events import CheckpointWritten, Metrics
-from worker.training import checkpoint, device
+from worker.events import CheckpointWritten, Message, Metrics, Phases
+from worker.training import checkpoint, device, outliers
 from worker.training.checkpoint import Position
 from worker.training.evaluation import Evaluation, evaluate
+from worker.training.receipt import filtered_fields
 from worker.training.session import Session
+from worker.training.timing import StepClock
 
 _LOGGED_POINTS = 500
 _SMOOTHING = 0.9
@@ -19,11 +23,12 @@ _SMOOTHING = 0.9
 
 @dataclass(frozen=True)
 class Point:
-    """What an optimizer step came to: means over its predictions."""
+    """What an optimizer step came to: means over its predictions, and what its filter did."""
 
     loss: float
     accuracy: float
     rate: float
+    filtered: dict[str, float]
 
 
 @dataclass
@@ -37,6 +42,7 @@ class Loop:
     def train(self) -> None:
         """Step until the end."""
         session, position, total = self.session, self.position, self.session.resolved.total_steps
+        clock = StepClock(session.device)
         session.run.model.train()
         device.reset_peak(session.device)
         if position.step == 0:
@@ -44,39 +50,80 @@ class Loop:
         session.reporter.phase("training")
         while position.step < total:
             started = time.perf_counter()
-            point = self._step()
+            clock.start_step()
+            point = self._step(clock)
             self._report(point, time.perf_counter() - started)
+            if phases := clock.result():
+                session.reporter.send(Phases(phases=phases))
+            if position.step % session.steps_per_epoch == 0:
+                self._name_outliers()
             if position.step % session.resolved.checkpoint_every == 0 and position.step < total:
                 self._evaluate(full=False)
                 self._checkpoint()
         self._evaluate(full=True)
         self._checkpoint()
 
-    def _step(self) -> Point:
-        """One optimizer step over all its micro-batches."""
-        session, position, run = self.session, self.position, self.session.run
-        rows = session.rows_at(position.step)
-        parts = list(session.data.batches(rows, session.resolved.micro_batch_size))
+    def _step(self, clock: StepClock) -> Point:
+        """One optimizer step over all its micro-batches; the host waits once, for its sums."""
+        session, position = self.session, self.position
+        with clock.phase("data"):
+            rows = session.rows_at(position.step)
+            parts = list(session.data.batches(rows, session.resolved.micro_batch_size))
         supervised = sum(batch.supervised for batch in parts)
-        loss, correct = 0.0, 0
-        for batch in parts:
-            output = session.forward(batch.to(session.device))
-            torch.autograd.backward(output.loss / supervised)
-            loss += float(output.loss.detach())
-            correct += int(output.correct.sum())
+        sums = torch.zeros(2, dtype=torch.float64, device=session.device)
+        losses = []
+        with observed() if self._logs(position.step + 1) else nullcontext() as seen:
+            for batch in parts:
+                with clock.phase("data"):
+                    held = batch.to(session.device)
+                with clock.phase("forward"):
+                    hidden = session.hidden(held)
+                with clock.phase("loss"):
+                    output = session.loss_of(hidden, held)
+                with clock.phase("backward"):
+                    torch.autograd.backward(output.loss / supervised)
+                sums += torch.stack([output.loss.detach().double(), output.correct.sum().double()])
+                losses.append(outliers.example_losses(held, output))
+        loss, correct = sums.tolist()
         _insist_finite(loss, "loss", position.step + 1)
-        rate = run.scheduler.get_last_lr()[0]
-        run.optimizer.take_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(
-            run.optimizer.masters, session.spec.job.options.max_grad_norm
+        with clock.phase("optimizer"):
+            rate = self._apply_gradients()
+        examples = [example for batch in parts for example in batch.examples]
+        position.step += 1
+        position.tokens += sum(len(example.input_ids) for example in examples)
+        outliers.keep(position, self._epoch, examples, torch.cat(losses).tolist())
+        return Point(
+            loss / supervised, correct / supervised, rate, filtered_fields(seen) if seen else {}
         )
-        _insist_finite(float(norm), "norm of the gradient", position.step + 1)
+
+    def _apply_gradients(self) -> float:
+        """Move the weights by the gradients that have been summed up; the rate at which."""
+        run, options = self.session.run, self.session.spec.job.options
+        rate: float = run.scheduler.get_last_lr()[0]
+        run.optimizer.take_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(run.optimizer.masters, options.max_grad_norm)
+        _insist_finite(float(norm), "norm of the gradient", self.position.step + 1)
         run.optimizer.step()
         run.scheduler.step()
         run.optimizer.zero_grad(set_to_none=True)
-        position.step += 1
-        position.tokens += sum(len(example.input_ids) for row in rows for example in row)
-        return Point(loss / supervised, correct / supervised, rate)
+        return rate
+
+    @property
+    def _epoch(self) -> int:
+        """The epoch of the step that was done last, from 1."""
+        return (self.position.step - 1) // self.session.steps_per_epoch + 1
+
+    def _logs(self, step: int) -> bool:
+        """Whether a step is a point of the loss curve."""
+        total = self.session.resolved.total_steps
+        return step % max(1, total // _LOGGED_POINTS) == 0 or step == total
+
+    def _name_outliers(self) -> None:
+        """Tell which rows of the epoch that ends here had the highest loss."""
+        rows = outliers.of_epoch(self.position, self._epoch)
+        data = {"epoch": self._epoch, "rows": rows}
+        message = outliers.sentence(self._epoch, rows)
+        self.session.reporter.send(Message(message=message, data=data))
 
     def _report(self, point: Point, seconds: float) -> None:
         session, position = self.session, self.position
@@ -96,7 +143,7 @@ class Loop:
             learning_rate=point.rate,
             **device.usage(session.device),
         )
-        if position.step % max(1, total // _LOGGED_POINTS) == 0 or position.step == total:
+        if self._logs(position.step):
             self._log(point)
 
     def _log(self, point: Point) -> None:
@@ -107,6 +154,7 @@ class Loop:
                 "step": position.step,
                 "train_loss": point.loss,
                 "train_accuracy": point.accuracy,
+                **point.filtered,
             }
         )
         self.session.reporter.send(
@@ -116,6 +164,7 @@ class Loop:
                 train_loss=point.loss,
                 train_mean_token_accuracy=point.accuracy,
                 learning_rate=point.rate,
+                **point.filtered,
             )
         )
 

@@ -23,20 +23,6 @@ _MIXED = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 _PROBE_TOKENS = 8
 
 
-def pick_device() -> torch.device:
-    """CUDA where torch was built for it and has a device, else CPU.
-
-    Raises:
-        JobFailure: There is a GPU driver, but torch can't use it: no silent fall to the CPU.
-    """
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.version.cuda is not None and torch.cuda.device_count() > 0:
-        message = "A GPU is there, but CUDA does not start; see the worker's log."
-        raise JobFailure("device_unavailable", message)
-    return torch.device("cpu")
-
-
 def load_tokenizer(spec: RunSpec) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model.
 
@@ -67,6 +53,12 @@ def load_config(spec: RunSpec) -> Any:
         raise JobFailure("unsupported_model", str(error), param="model") from error
     except OSError as error:
         raise JobFailure("model_unavailable", str(error), param="model") from error
+
+
+def context_of(config: Any) -> int | None:
+    """The most tokens of a sequence, or None where the architecture has no limit."""
+    limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit
 
 
 def check(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -61,6 +61,11 @@ class MasterAdamW(torch.optim.AdamW):
             master.copy_(saved)
         super().load_state_dict(rest)
 
+    @property
+    def unmade_bytes(self) -> int:
+        """State that the first step has still to allocate: two moments a weight, in fp32."""
+        return 0 if self.state else sum(8 * master.numel() for master in self.masters)
+
     def _copies(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """The weights that are not their own masters, each with its master."""
         pairs = zip(self._held, self.masters, strict=True)

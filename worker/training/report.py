@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from service.contract.memory import MemoryLedger, NumericsReceipt
+from service.contract.memory import MemoryLedger
+from service.contract.receipt import NumericsReceipt
 from service.contract.spec import ResolvedOptions
 from worker.events import RunSpec
 from worker.training.checkpoint import Position

@@ -73,7 +73,10 @@ class Session:
         """The micro-batch that the job begins with, on its device."""
         return self.data.batch(self.rows_at(0)[: self.resolved.micro_batch_size]).to(self.device)
 
-    def forward(self, batch: Batch) -> LossOutput:
-        """The summed loss of a batch on the device, and its rows' statistics."""
-        hidden = hidden_states(self.model, batch)
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """What the head sees of a batch on the device, (B, T, D)."""
+        return hidden_states(self.model, batch)
+
+    def loss_of(self, hidden: torch.Tensor, batch: Batch) -> LossOutput:
+        """The summed loss of a batch, and its rows' statistics."""
         return self.model.head.loss(hidden, batch.labels, self.loss, shift=1, reduction="sum")

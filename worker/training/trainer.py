@@ -4,26 +4,29 @@ import torch
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from cce_core import LossConfig
-from service.contract.memory import MemoryLedger, NumericsReceipt
+from service.contract.memory import MemoryLedger
+from service.contract.receipt import NumericsReceipt
+from service.contract.resolve import resolve, sequence_length
 from service.contract.spec import ResolvedOptions
 from worker.events import Ledger, Message, Receipt, Resolved, Result, RunSpec, Validated
-from worker.training import batches, checkpoint, data, memory, oom, receipt, report
+from worker.training import batches, checkpoint, data, memory, oom, outliers, receipt, report
 from worker.training.adapter import is_adapted
 from worker.training.checkpoint import Position, Run
+from worker.training.device import pick_device
 from worker.training.examples import Example
 from worker.training.loop import Loop
 from worker.training.model import (
     check,
     check_packing,
+    context_of,
     load_config,
     load_model,
     load_tokenizer,
-    pick_device,
     split_model,
 )
 from worker.training.optimizer import MasterAdamW
+from worker.training.receipt import Provenance
 from worker.training.reporter import Reporter
-from worker.training.resolve import resolve, sequence_length
 from worker.training.session import Data, Row, Session
 
 
@@ -32,12 +35,17 @@ def validate(spec: RunSpec, reporter: Reporter) -> None:
     reporter.phase("validating")
     config, tokenizer = load_config(spec), load_tokenizer(spec)
     check(spec, tokenizer)
-    length = sequence_length(spec.job, config)
+    length = sequence_length(spec.job, context_of(config))
     size = data.measure(spec.training, tokenizer, length)
     if spec.validation is not None:
         data.measure(spec.validation, tokenizer, length, "invalid_validation_file")
     reporter.send(
-        Validated(examples=size.examples, tokens=size.tokens, supervised_tokens=size.supervised)
+        Validated(
+            examples=size.examples,
+            tokens=size.tokens,
+            supervised_tokens=size.supervised,
+            longest=size.longest,
+        )
     )
 
 
@@ -45,9 +53,9 @@ def open_session(spec: RunSpec, reporter: Reporter) -> tuple[Session, Position]:
     """Load all that the job works with, and put it where the last attempt left it."""
     reporter.phase("loading")
     checkpoint.seed_everything(spec.job.seed)
-    device = pick_device()
+    device = pick_device(spec.device)
     tokenizer, config = load_tokenizer(spec), load_config(spec)
-    length = sequence_length(spec.job, config)
+    length = sequence_length(spec.job, context_of(config))
     reporter.phase("validating")
     rows = _data(spec, tokenizer, length)
     resolved = resolve(
@@ -78,7 +86,7 @@ def open_session(spec: RunSpec, reporter: Reporter) -> tuple[Session, Position]:
 def train(spec: RunSpec, reporter: Reporter) -> None:
     """Do the job."""
     session, position = open_session(spec, reporter)
-    ledger, parity = _measure(session)
+    ledger, parity = _measure(session, position)
     with oom.while_training(session):
         Loop(session, position).train()
     _finish(session, position, ledger, parity)
@@ -120,17 +128,27 @@ def _run(
     return Run(model, optimizer, scheduler, tokenizer)
 
 
-def _measure(session: Session) -> tuple[MemoryLedger | None, NumericsReceipt]:
+def _measure(session: Session, position: Position) -> tuple[MemoryLedger | None, NumericsReceipt]:
     """Parity and memory on the first real batch; both leave the run as it was."""
     session.reporter.phase("measuring")
-    session.run.model.train()  # else nothing is dropped out, nor recomputed
     batch = session.first_batch()
+    provenance = Provenance(
+        seed=session.spec.job.seed,
+        training_file_sha256=session.spec.training.sha256,
+        resumed_from_step=position.step if session.spec.resume_from else None,
+    )
     ledger = None
     with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
-        parity = receipt.check(session.model, batch, session.loss, session.spec.job.seed)
+        parity = receipt.check(session.model, batch, session.loss, provenance)
         session.reporter.send(Receipt(receipt=parity))
         if session.spec.job.options.memory_ledger:
-            ledger = memory.measure(session.model, batch, session.loss)
+            with oom.while_training(session):
+                ledger = memory.measure(
+                    session.model,
+                    batch,
+                    session.loss,
+                    optimizer_bytes=session.run.optimizer.unmade_bytes,
+                )
             session.reporter.send(Ledger(ledger=ledger))
     return ledger, parity
 
@@ -147,6 +165,8 @@ def _finish(
     folder.mkdir()
     checkpoint.save_model(session.run, folder / "model")
     report.write_csv(position, folder / "metrics.csv")
+    outliers.write_csv(position, folder / "outliers.csv")
+    parity = receipt.over_time(parity, position)
     report.write_report(spec, session.resolved, position, ledger, parity, folder / "report.json")
     session.reporter.send(
         Result(
@@ -154,6 +174,8 @@ def _finish(
             model_kind="lora" if is_adapted(session.run.model) else "full",
             metrics_csv=folder / "metrics.csv",
             report=folder / "report.json",
+            outliers_csv=folder / "outliers.csv",
+            receipt=parity,
             trained_tokens=position.tokens,
         )
     )

@@ -1,15 +1,20 @@
 """A tokenizer and a model that are trained in a second, and the trainer run in this process."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tests.support.stack import write_chat
 from tests.worker.training.support import Outcome, make_spec, train
-from worker.training import starter, trainer
+from worker.training import starter
 
 SHAPE = {"vocab-size": 384, "width": 32, "layers": 2, "heads": 2, "context": 128}
 
@@ -21,12 +26,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trainer's tests compare bits and bytes of the CPU, whatever the machine has."""
-    monkeypatch.setattr(trainer, "pick_device", lambda: torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -102,6 +102,8 @@ def make_spec(
             "training": source(folder / "training.jsonl", rows),
             "validation": source(folder / "validation.jsonl", validation) if validation else None,
             "workdir": folder,
+            # Bits and bytes of the CPU are compared, whatever the machine has.
+            "device": "cpu",
             **own,
         }
     )

@@ -23,11 +23,8 @@ LORA = {"type": "lora", "rank": 4, "dropout": 0.1}
 
 @pytest.fixture(scope="module")
 def outcome(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    # Module-scoped, so without the `on_cpu` of a single test: nothing here needs a GPU.
     folder = tmp_path_factory.mktemp("comparison")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("worker.training.trainer.pick_device", lambda: torch.device("cpu"))
-        return compare(make_spec(folder, tiny, chats(9), validation=chats(3), comparison=ASKED))
+    return compare(make_spec(folder, tiny, chats(9), validation=chats(3), comparison=ASKED))
 
 
 @pytest.fixture(scope="module")
@@ -223,12 +220,9 @@ def test_the_json_is_plain(outcome: Outcome) -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_compares_all_four_and_the_logits_show(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("worker.training.trainer.pick_device", lambda: torch.device("cuda"))
+def test_a_gpu_compares_all_four_and_the_logits_show(tiny: Path, tmp_path: Path) -> None:
     asked = {"batch_sizes": [4, 64], "steps": 6}
-    found = read(compare(make_spec(tmp_path, tiny, chats(64), comparison=asked)))
+    found = read(compare(make_spec(tmp_path, tiny, chats(64), comparison=asked, device="cuda")))
     cells = by_place(found)
     assert found.conditions.method == "CUDA allocator peak"
     assert [each.outcome for each in found.cells] == ["completed"] * 8

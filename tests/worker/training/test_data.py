@@ -1,5 +1,6 @@
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ def long_and_silent(tmp_path: Path) -> DataSource:
 def test_examples_stand_in_file_order(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = chats(7)
     examples = load(source(tmp_path / "data.jsonl", rows), tokenizer, 128)
-    assert examples == [chat_example(row, tokenizer) for row in rows]
+    expected = [chat_example(row, tokenizer) for row in rows]
+    assert examples == [replace(one, line=at) for at, one in enumerate(expected, start=1)]
 
 
 def test_the_size_is_that_of_the_examples(

@@ -1,6 +1,8 @@
 """The ledger: figures that are counted, that say where they come from, and that leave no trace."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -8,12 +10,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from cce_core import LossConfig
+from cce_core import LossConfig, baselines
 from cce_core.models import Split, split
 from service.contract.memory import LossMemory, MemoryLedger
 from tests.worker.training.support import make_model
 from worker.training import memory
-from worker.training.batches import Batch
+from worker.training.batches import Batch, collate
+from worker.training.examples import Example
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 CONFIG = LossConfig(implementation="blocked", scratch_bytes=2**16)
@@ -144,3 +147,97 @@ def test_a_frozen_head_is_measured_without_its_gradient(ledger: MemoryLedger) ->
     found = by_loss(memory.measure(frozen, batch(), CONFIG))["cce"]
     assert found.loss_layer.provenance == "measured"
     assert 0 < found.loss_layer.bytes <= by_loss(ledger)["cce"].loss_layer.bytes
+
+
+def rows_of(count: int, length: int, vocabulary: int = VOCABULARY) -> Batch:
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary, (count, length), generator=random).tolist()
+    return collate([[Example(row, row)] for row in ids], 0, packed=False)
+
+
+def test_a_step_grows_with_the_micro_batch() -> None:
+    small, large = (
+        by_loss(memory.measure(model(), rows_of(rows, LENGTH), CONFIG))["cce"].step.bytes
+        for rows in (2, 8)
+    )
+    assert 2.5 < large / small < 4.5
+
+
+def test_activations_do_not_hide_behind_gradients_that_are_yet_to_come() -> None:
+    """Of a batch smaller than the weights, a first step's peak is that of the gradients."""
+    for found in memory.measure(model(), rows_of(1, 16), CONFIG).losses:
+        assert found.step.bytes > found.loss_layer.bytes
+
+
+def test_the_step_is_measured_as_in_training_whatever_mode_the_model_is_in() -> None:
+    """With checkpointing, which transformers does in training mode alone."""
+    parts = model()
+    parts.model.eval()
+    plain = by_loss(memory.measure(parts, rows_of(8, LENGTH), CONFIG))["cce"].step.bytes
+    parts.model.gradient_checkpointing_enable(
+        gradient_checkpointing_kwargs={"use_reentrant": False}
+    )
+    found = by_loss(memory.measure(parts, rows_of(8, LENGTH), CONFIG))["cce"].step.bytes
+    assert found < 0.9 * plain
+    assert not parts.model.training
+
+
+def test_a_baseline_that_does_not_fit_is_an_entry_and_the_others_are_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 ...")
+
+    monkeypatch.setattr(baselines, "full_logits", refuse)
+    parts = model()
+    ledger = memory.measure(parts, batch(), CONFIG)
+    full = by_loss(ledger)["full_logits"]
+    for figure in (full.loss_layer, full.step):
+        assert (figure.provenance, figure.bytes) == ("out_of_memory", 2 << 30)
+    assert full.tokens_per_s is None
+    assert by_loss(ledger)["cce"].step.provenance == "measured"
+    assert [saving.baseline for saving in ledger.savings] == ["chunked"]
+    assert all(parameter.grad is None for parameter in parts.model.parameters())
+
+
+def test_no_micro_batch_is_modelled_on_cpu(ledger: MemoryLedger) -> None:
+    """Its memory is not the job's alone."""
+    assert ledger.room_bytes is None
+    assert [entry.largest_micro_batch for entry in ledger.losses] == [None] * 3
+
+
+@contextmanager
+def capped(size: int) -> Iterator[None]:
+    """A device whose allocator may take no more than so many bytes."""
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(size / total)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.gpu
+def test_a_real_out_of_memory_of_a_baseline_is_recovered_from() -> None:
+    vocabulary, rows, length = 131_072, 8, 1024
+    options = {"vocab_size": vocabulary, "hidden_size": 256, "intermediate_size": 512}
+    causal = make_model("Llama", **options, max_position_embeddings=2048)
+    parts = split(causal.bfloat16().to("cuda"))
+    held = rows_of(rows, length, vocabulary).to(torch.device("cuda"))
+    config, logits = LossConfig(implementation="triton"), rows * (length - 1) * vocabulary
+    free = memory.measure(parts, held, config)
+    full, ours = by_loss(free)["full_logits"], by_loss(free)["cce"]
+    assert full.loss_layer.bytes > 8 * logits
+    assert ours.largest_micro_batch.sequences > full.largest_micro_batch.sequences >= rows
+    ratios = {saving.baseline: saving.micro_batch_ratio for saving in free.savings}
+    assert ratios["full_logits"] > 2
+    with capped(torch.cuda.memory_allocated() + full.loss_layer.bytes // 2):
+        tight = memory.measure(parts, held, config)
+    refused = by_loss(tight)["full_logits"]
+    assert refused.loss_layer.provenance == refused.step.provenance == "out_of_memory"
+    assert refused.loss_layer.bytes >= 2 * logits
+    assert 1 <= refused.largest_micro_batch.sequences < rows
+    again = by_loss(tight)["cce"].step
+    assert again.provenance == "measured"
+    assert again.bytes == pytest.approx(ours.step.bytes, rel=0.2)

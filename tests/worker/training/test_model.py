@@ -17,11 +17,11 @@ from worker.training.batches import Batch
 from worker.training.model import (
     check,
     check_packing,
+    context_of,
     hidden_states,
     load_config,
     load_model,
     load_tokenizer,
-    pick_device,
     split_model,
 )
 
@@ -61,26 +61,6 @@ def refusal(model: Path | str, folder: Path) -> JobFailure:
         load(model, folder)
     assert failure.value.param == "model"
     return failure.value
-
-
-# The device
-
-
-def test_without_a_gpu_the_device_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert pick_device() == CPU
-
-
-def test_a_gpu_that_does_not_start_is_no_reason_to_train_on_the_cpu(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    with pytest.raises(JobFailure) as failure:
-        pick_device()
-    assert failure.value.code == "device_unavailable"
 
 
 # What is loaded
@@ -234,3 +214,9 @@ def test_models_that_would_mix_packed_examples_are_refused(family: str, shape: d
     with pytest.raises(JobFailure, match="does not keep packed examples apart") as failure:
         check_packing(split(make_model(family, **shape)))
     assert (failure.value.code, failure.value.param) == ("unsupported_model", "packing")
+
+
+def test_the_context_is_known_by_whatever_name_the_family_gives_it() -> None:
+    assert context_of(transformers.LlamaConfig(max_position_embeddings=77)) == 77
+    assert context_of(transformers.GPT2Config(n_positions=77)) == 77
+    assert context_of(transformers.MambaConfig()) is None

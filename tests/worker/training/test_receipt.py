@@ -1,5 +1,6 @@
 """The receipt: that it is right where the loss is, and that a wrong loss does not get past it."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,15 @@ from cce_core import IGNORE_INDEX, LossConfig, blocked, registry
 from cce_core.models import Split, split
 from cce_core.problem import Gradients, Problem, RowGrads, RowStats
 from service.contract.errors import JobFailure
-from tests.worker.training.support import FAMILIES, chats, make_model, make_spec, train
+from tests.worker.training.support import FAMILIES, ask, chats, make_model, make_spec, train
+from worker.events import Metrics
 from worker.training import receipt
 from worker.training.batches import Batch
+from worker.training.checkpoint import Position
+from worker.training.receipt import Provenance
 
 CONFIG = LossConfig(implementation="blocked")
+ORIGIN = Provenance(seed=3, training_file_sha256="ab" * 32, resumed_from_step=20)
 
 
 def batch(rows: int = 2, length: int = 12) -> Batch:
@@ -64,12 +69,15 @@ def model() -> Split:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_the_loss_of_every_family_is_within_tolerance(family: str, dtype: torch.dtype) -> None:
-    found = receipt.check(split(make_model(family).to(dtype)), batch(), CONFIG, seed=3)
+    found = receipt.check(split(make_model(family).to(dtype)), batch(), CONFIG, ORIGIN)
     errors = (found.loss_error, found.hidden_grad_error, found.head_grad_error)
     assert max(errors) <= found.tolerance
     assert found.loss == pytest.approx(found.loss_reference, rel=found.tolerance)
     assert (found.implementation, found.preset, found.seed) == ("blocked", "default", 3)
+    assert (found.training_file_sha256, found.resumed_from_step) == ("ab" * 32, 20)
+    assert found.filtered == []  # the blocked loss is exact
     assert found.versions["torch"] == torch.__version__
+    assert {"python", "transformers", "triton", "cuda", "device"} <= found.versions.keys()
 
 
 @pytest.mark.parametrize(("part", "broken"), BROKEN)
@@ -78,7 +86,7 @@ def test_a_wrong_loss_is_named(
 ) -> None:
     monkeypatch.setattr(registry, "blocked", broken)
     with pytest.raises(JobFailure, match=f"The {part} is off by") as failure:
-        receipt.check(model, batch(), CONFIG, seed=3)
+        receipt.check(model, batch(), CONFIG, ORIGIN)
     assert failure.value.code == "loss_parity_failed"
     assert "Nothing was trained" in failure.value.message
 
@@ -95,7 +103,7 @@ def test_what_a_model_does_to_its_logits_unknown_to_us_is_found_out(model: Split
             return output
 
     with pytest.raises(JobFailure, match="loss is off by") as failure:
-        receipt.check(replace(model, model=Louder(model.model)), batch(), CONFIG, seed=3)
+        receipt.check(replace(model, model=Louder(model.model)), batch(), CONFIG, ORIGIN)
     assert failure.value.code == "loss_parity_failed"
 
 
@@ -114,13 +122,13 @@ def test_a_job_with_a_wrong_loss_trains_nothing(
 
 def test_a_frozen_head_has_no_gradient_to_compare(model: Split) -> None:
     model.head.weight.requires_grad_(False)
-    assert receipt.check(model, batch(), CONFIG, seed=3).head_grad_error is None
+    assert receipt.check(model, batch(), CONFIG, ORIGIN).head_grad_error is None
 
 
 def test_rows_are_the_predictions_compared(model: Split) -> None:
     """Of one sequence, and no more of it than suffices."""
-    assert receipt.check(model, batch(), CONFIG, seed=3).rows == 12 - 4
-    assert receipt.check(model, batch(length=400), CONFIG, seed=3).rows == 256
+    assert receipt.check(model, batch(), CONFIG, ORIGIN).rows == 12 - 4
+    assert receipt.check(model, batch(length=400), CONFIG, ORIGIN).rows == 256
 
 
 def test_checking_changes_neither_weights_nor_gradients_nor_mode(model: Split) -> None:
@@ -128,8 +136,44 @@ def test_checking_changes_neither_weights_nor_gradients_nor_mode(model: Split) -
     for parameter in model.model.parameters():
         parameter.grad = torch.full_like(parameter, 0.5)
     before = {name: p.clone() for name, p in model.model.named_parameters()}
-    receipt.check(model, batch(), CONFIG, seed=3)
+    receipt.check(model, batch(), CONFIG, ORIGIN)
     assert model.model.training
     for name, parameter in model.model.named_parameters():
         assert torch.equal(parameter, before[name])
         assert torch.equal(parameter.grad, torch.full_like(parameter, 0.5))
+
+
+def test_what_the_filter_leaves_out_is_told_over_time(tiny: Path, tmp_path: Path) -> None:
+    spec = make_spec(
+        tmp_path,
+        tiny,
+        [ask("a", "b")] * 4,
+        hyperparameters={"batch_size": 2},
+        loss={"implementation": "triton"},
+        dtype="bfloat16",
+        gradient_accumulation_steps=2,
+    )
+    outcome = train(spec)
+    points = [line for line in outcome.of(Metrics) if line.train_loss is not None]
+    series = outcome.result.receipt.filtered
+    assert [point.step for point in series] == [0, 1, 2]
+    for point, seen in zip(points, series[1:], strict=True):
+        assert (point.filtered_mass_p50, point.filtered_mass_p99) == (seen.p50, seen.p99)
+        assert 0.0 <= seen.p50 <= seen.p99 <= 1.0
+        assert point.filter_fallbacks == seen.fallbacks
+    # A fresh model's softmax is flat: more pairs are over the bar than there is room for.
+    assert {point.filter_fallbacks for point in points} == {2}
+    report = json.loads(outcome.result.report.read_text())
+    assert report["receipt"] == outcome.result.receipt.model_dump()
+
+
+def test_a_long_series_is_thinned_and_keeps_its_end(model: Split) -> None:
+    start = receipt.check(model, batch(), CONFIG, ORIGIN)
+    rows = [
+        {"step": n, "filtered_mass_p50": 0.1, "filtered_mass_p99": 0.2, "filter_fallbacks": 0}
+        for n in range(1, 501)
+    ]
+    found = receipt.over_time(start, Position(metrics=[*rows, {"step": 501, "valid_loss": 1.0}]))
+    assert len(found.filtered) <= 20
+    assert found.filtered[-1].step == 500
+    assert found.model_copy(update={"filtered": []}) == start

@@ -2,7 +2,7 @@ import csv
 import json
 from pathlib import Path
 
-from service.contract.memory import NumericsReceipt
+from service.contract.receipt import NumericsReceipt
 from tests.worker.training.support import chats, make_spec, resolved
 from worker.training.checkpoint import Position
 from worker.training.report import write_csv, write_report
@@ -17,7 +17,10 @@ RECEIPT = NumericsReceipt(
     hidden_grad_error=0.0,
     head_grad_error=None,
     tolerance=1e-3,
+    filtered=[],
     seed=1,
+    training_file_sha256="0" * 64,
+    resumed_from_step=None,
     versions={},
 )
 POSITION = Position(

@@ -72,6 +72,7 @@ def test_fit_data_is_counted(
         examples=5,
         tokens=sum(len(example.input_ids) for example in examples),
         supervised_tokens=sum(example.supervised for example in examples),
+        longest=max(len(example.input_ids) for example in examples),
     )
     assert outcome.of(ProgressLine)[0].progress.phase == "validating"
 
@@ -174,7 +175,7 @@ def test_the_phases_and_what_is_told_in_them(run: RunJob) -> None:
         *("evaluating", "training", "saving"),
     ]
     kinds = [line.kind for line in outcome.lines if line.kind not in {"progress", "metrics"}]
-    assert kinds == ["resolved", "receipt", "ledger", "checkpoint", "result"]
+    assert kinds == ["resolved", "receipt", "ledger", "message", "checkpoint", "result"]
     progress = outcome.of(ProgressLine)[-1].progress
     assert (progress.step, progress.total_steps, progress.epoch) == (2, 2, 1.0)
     assert progress.train_loss == outcome.losses[2]

@@ -3,11 +3,10 @@
 from typing import Any
 
 import pytest
-import transformers
 
 from service.contract.errors import JobFailure
+from service.contract.resolve import resolve, sequence_length, with_micro_batch
 from service.contract.spec import JobSpec, LoraAdapter, ResolvedOptions, TrainingOptions
-from worker.training.resolve import resolve, sequence_length
 
 
 def job(hyperparameters: dict[str, Any] | None = None, **options: Any) -> JobSpec:
@@ -126,12 +125,6 @@ def test_what_is_given_is_used() -> None:
     )
 
 
-def test_a_batch_that_cannot_be_divided_is_named() -> None:
-    with pytest.raises(JobFailure, match="batch_size 7 can't be divided into 2") as failure:
-        resolved(hyper={"batch_size": 7}, gradient_accumulation_steps=2)
-    assert failure.value.param == "gradient_accumulation_steps"
-
-
 @pytest.mark.parametrize(
     ("batch", "steps", "limit", "micro", "accumulated"),
     [
@@ -153,26 +146,29 @@ def test_a_reduced_micro_batch_keeps_the_effective_batch_and_the_steps(
     assert reduced.model_dump(include=same) == free.model_dump(include=same)
 
 
+def test_another_micro_batch_leaves_the_effective_batch() -> None:
+    found = resolved(8000)
+    smaller = with_micro_batch(found, 5)
+    assert (smaller.micro_batch_size, smaller.gradient_accumulation_steps) == (5, 4)
+    same = {"micro_batch_size", "gradient_accumulation_steps"}
+    assert smaller.model_dump(exclude=same) == found.model_dump(exclude=same)
+
+
 # The length of a sequence
 
 
-@pytest.mark.parametrize(("context", "length"), [(512, 512), (4096, 4096), (131_072, 4096)])
-def test_the_length_is_the_models_context_at_most_4096(context: int, length: int) -> None:
-    config = transformers.LlamaConfig(max_position_embeddings=context)
-    assert sequence_length(job(), config) == length
-    assert sequence_length(job(), transformers.GPT2Config(n_positions=context)) == length
-
-
-def test_a_model_without_a_limit_has_4096() -> None:
-    assert sequence_length(job(), transformers.MambaConfig()) == 4096
-    assert sequence_length(job(max_seq_length=100_000), transformers.MambaConfig()) == 100_000
+@pytest.mark.parametrize(
+    ("context", "length"), [(512, 512), (4096, 4096), (131_072, 4096), (None, 4096)]
+)
+def test_the_length_is_the_models_context_at_most_4096(context: int | None, length: int) -> None:
+    assert sequence_length(job(), context) == length
 
 
 def test_no_more_than_the_models_context_can_be_asked_for() -> None:
-    config = transformers.LlamaConfig(max_position_embeddings=8192)
-    assert sequence_length(job(max_seq_length=8192), config) == 8192
+    assert sequence_length(job(max_seq_length=8192), 8192) == 8192
+    assert sequence_length(job(max_seq_length=100_000), None) == 100_000
     with pytest.raises(
         JobFailure, match="max_seq_length is 8193; the model's context is 8192"
     ) as e:
-        sequence_length(job(max_seq_length=8193), config)
+        sequence_length(job(max_seq_length=8193), 8192)
     assert (e.value.code, e.value.param) == ("unsupported_model", "max_seq_length")
