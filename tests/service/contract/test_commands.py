@@ -7,6 +7,7 @@ import pytest
 from redis import Redis
 
 from service.contract.commands import Client, Commands, Pipe
+from service.redis_server import bundled
 from tests.support import redis_server
 from tests.support.redis_server import RedisServer
 
@@ -18,7 +19,7 @@ METHODS = {*COMMANDS, "pipeline", "watch", "multi", "execute"}
 def oldest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
     """The bundled server, whichever is on the PATH."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(redis_server, "executable", redis_server._bundled)
+        patch.setattr(redis_server, "executable", bundled)
         server = RedisServer(tmp_path_factory.mktemp("redis"))
     with Redis(port=server.port) as redis:
         yield redis
