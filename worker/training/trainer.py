@@ -1,5 +1,7 @@
 """The training of one job, top to bottom: prepare, measure, check, train, save."""
 
+from dataclasses import replace
+
 import torch
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
@@ -14,6 +16,7 @@ from worker.training.adapter import is_adapted
 from worker.training.checkpoint import Position, Run
 from worker.training.device import pick_device
 from worker.training.examples import Example
+from worker.training.forecast import Forecast
 from worker.training.loop import Loop
 from worker.training.model import (
     check,
@@ -26,6 +29,7 @@ from worker.training.model import (
 )
 from worker.training.optimizer import MasterAdamW
 from worker.training.receipt import Provenance
+from worker.training.report import Measured
 from worker.training.reporter import Reporter
 from worker.training.session import Data, Row, Session
 
@@ -81,9 +85,10 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
         reporter.send(Message(message=f"Resumed from the checkpoint at step {position.step}."))
     session = Session(spec, resolved, rows, run, parts, loss_config, reporter)
     ledger, parity = _measure(session, position)
+    forecast = Forecast(session, position.step)
     with oom.while_training(session):
-        Loop(session, position).train()
-    _finish(session, position, ledger, parity)
+        Loop(session, position, forecast.meter).train()
+    _finish(session, position, Measured(ledger, parity, forecast.score()))
 
 
 def _data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, length: int) -> Data:
@@ -150,8 +155,7 @@ def _measure(session: Session, position: Position) -> tuple[MemoryLedger | None,
 def _finish(
     session: Session,
     position: Position,
-    ledger: MemoryLedger | None,
-    parity: NumericsReceipt,
+    measured: Measured,
 ) -> None:
     """Write the results; the supervisor publishes them."""
     session.reporter.phase("saving")
@@ -160,8 +164,9 @@ def _finish(
     checkpoint.save_model(session.run, folder / "model")
     report.write_csv(position, folder / "metrics.csv")
     outliers.write_csv(position, folder / "outliers.csv")
-    parity = receipt.over_time(parity, position)
-    report.write_report(spec, session.resolved, position, ledger, parity, folder / "report.json")
+    parity = receipt.over_time(measured.receipt, position)
+    measured = replace(measured, receipt=parity)
+    report.write_report(spec, session.resolved, position, measured, folder / "report.json")
     session.reporter.send(
         Result(
             model=folder / "model",
