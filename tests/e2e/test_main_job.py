@@ -209,6 +209,7 @@ def _check_extensions(extra: dict) -> None:
     assert by_loss["cce"]["provenance"] == "measured"
     assert {"full_logits", "chunked", "cce"} <= set(by_loss)
     assert extra["phases"]["backward"] > 0
+    assert (extra["micro_batch"]["size"], extra["micro_batch"]["chosen_by"]) == (4, "rule")
     assert abs(extra["estimate"]["error"]) < 0.15
     assert extra["receipt"]["resumed_from_step"] is None
     assert extra["reduced_batch"] is None

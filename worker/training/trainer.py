@@ -18,6 +18,7 @@ from worker.training.device import pick_device
 from worker.training.examples import Example
 from worker.training.forecast import Forecast
 from worker.training.loop import Loop
+from worker.training.micro_batch import settle
 from worker.training.model import (
     check,
     check_packing,
@@ -83,7 +84,7 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
     if spec.resume_from is not None:
         position = checkpoint.resume(run, spec.resume_from)
         reporter.send(Message(message=f"Resumed from the checkpoint at step {position.step}."))
-    session = Session(spec, resolved, rows, run, parts, loss_config, reporter)
+    session = settle(Session(spec, resolved, rows, run, parts, loss_config, reporter))
     ledger, parity = _measure(session, position)
     forecast = Forecast(session, position.step)
     with oom.while_training(session):

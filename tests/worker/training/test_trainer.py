@@ -176,7 +176,7 @@ def test_the_phases_and_what_is_told_in_them(run: RunJob) -> None:
     ]
     kinds = [line.kind for line in outcome.lines if line.kind not in {"progress", "metrics"}]
     assert kinds == [
-        *("resolved", "receipt", "ledger", "estimate", "message", "checkpoint"),
+        *("resolved", "micro_batch", "receipt", "ledger", "estimate", "message", "checkpoint"),
         *("estimate", "result"),
     ]
     progress = outcome.of(ProgressLine)[-1].progress
