@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from worker.training.checkpoint import Run
+from worker.training.optimizer import MasterAdamW
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,12 @@ class Held:
     optimizer: int
 
     @classmethod
-    def by(cls, run: Run) -> "Held":
-        """What a run holds now."""
-        weights = [*run.model.parameters(), *run.model.buffers()]
-        own = [master for master in run.optimizer.masters if all(master is not w for w in weights)]
-        trained = [*run.model.parameters(), *own]
-        state = [value for values in run.optimizer.state.values() for value in values.values()]
+    def by(cls, model: nn.Module, optimizer: MasterAdamW) -> "Held":
+        """What a model and its optimizer hold now."""
+        weights = [*model.parameters(), *model.buffers()]
+        own = [master for master in optimizer.masters if all(master is not w for w in weights)]
+        trained = [*model.parameters(), *own]
+        state = [value for values in optimizer.state.values() for value in values.values()]
         return cls(
             weights=_size(weights),
             gradients=_size(p.grad for p in trained if p.grad is not None),

@@ -37,7 +37,7 @@ class PeakMeter:
             return []
 
         above = cpu_peak(counted).bytes
-        self._peak = Held.by(self._run).total + above
+        self._peak = Held.by(self._run.model, self._run.optimizer).total + above
         return done[0]
 
     def result(self) -> tuple[int, str] | None:

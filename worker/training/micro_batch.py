@@ -84,8 +84,8 @@ def _largest(session: Session, loss: LossName, limit: int, *, most: int) -> int:
     known = predictable(session)
     start = most if known is None else _fitting(session, known, loss, limit, most=most)
     probe = Probe(
-        run=session.run,
         model=session.model,
+        optimizer=session.run.optimizer,
         loss=losses_of(session.model, session.loss)[loss],
         sequences=lambda count: _longest(session, count),
         limit=limit,

@@ -85,7 +85,7 @@ def _report(
 
 
 def _categories(run: Run, device: torch.device) -> MemoryByCategory:
-    held, other = Held.by(run), None
+    held, other = Held.by(run.model, run.optimizer), None
     if device.type == "cuda":
         other = max(0, torch.cuda.memory_allocated(device) - held.total)
     return MemoryByCategory(**asdict(held), other=other)

@@ -13,10 +13,11 @@ from cce_core.models import Split
 from service.contract.estimate.fit import SLACK, largest
 from worker.training.allocator import OutOfMemory, Peak, peak_of
 from worker.training.batches import Batch
-from worker.training.checkpoint import Run, trainable
+from worker.training.checkpoint import trainable
 from worker.training.held import Held
 from worker.training.memory import Loss
 from worker.training.model import hidden_states
+from worker.training.optimizer import MasterAdamW
 
 # A micro-batch that is within this share of the largest is as good.
 RESOLUTION = 1 / 16
@@ -31,8 +32,8 @@ class Probe:
         limit: Bytes that may be in use at once.
     """
 
-    run: Run
     model: Split
+    optimizer: MasterAdamW
     loss: Loss
     sequences: Callable[[int], Batch]
     limit: int
@@ -47,7 +48,8 @@ class Probe:
 
         Args:
             start: Where to begin: what a prediction says.
-            batch: The effective batch. Where a micro-batch is less, gradients are held meanwhile.
+            batch: The effective batch. Where a micro-batch is less, gradients are held meanwhile;
+                1 for none to be held.
             limit: The largest of use.
         """
         return largest(
@@ -64,7 +66,7 @@ class Probe:
 
     def peak(self, size: int, *, accumulating: bool) -> int | None:
         """Bytes in use at the peak of a step; None where the device has fewer."""
-        trained = trainable(self.run.model)
+        trained = trainable(self.model.model)
         batch = self.sequences(size).to(self.device)
 
         def run() -> list[torch.Tensor]:
@@ -75,27 +77,27 @@ class Probe:
             torch.autograd.backward(total)
             return []
 
-        training = self.run.model.training
-        self.run.model.train()  # with its dropout, and checkpointing, which is off otherwise
+        training = self.model.model.training
+        self.model.model.train()  # with its dropout, and checkpointing, which is off otherwise
         try:
             taken = peak_of(run, self.device)
             return None if isinstance(taken, OutOfMemory) else self._in_use(taken)
         finally:
-            self.run.model.train(training)
+            self.model.model.train(training)
             for weight in trained:
                 weight.grad = None
 
     def _in_use(self, taken: Peak) -> int:
         """The larger of the pass, whose gradients are still there, and of the optimizer's step."""
-        held, cuda = Held.by(self.run), self.device.type == "cuda"
+        held, cuda = Held.by(self.model.model, self.optimizer), self.device.type == "cuda"
         now = torch.cuda.memory_allocated(self.device) if cuda else held.total
-        numbers = [master.numel() for master in self.run.optimizer.masters]
+        numbers = [master.numel() for master in self.optimizer.masters]
         space = 4 * sum(numbers) if cuda else 8 * max(numbers)
         stepping = 4 * sum(numbers) + space - held.gradients
-        return now + self.run.optimizer.unmade_bytes + max(taken.bytes, stepping)
+        return now + self.optimizer.unmade_bytes + max(taken.bytes, stepping)
 
 
-def cuda_limit(device: torch.device) -> int:
+def cuda_limit(device: torch.device, slack: float = SLACK) -> int:
     """Bytes that a run may have in use: what it holds and what is free, but for some slack."""
     free, _ = torch.cuda.mem_get_info(device)
-    return int((free + torch.cuda.memory_reserved(device)) * (1 - SLACK))
+    return int((free + torch.cuda.memory_reserved(device)) * (1 - slack))

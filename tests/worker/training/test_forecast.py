@@ -105,7 +105,7 @@ def test_the_prediction_is_near_what_real_steps_take(
     estimate = forecast.score()
     assert estimate is not None
     assert estimate.method == "CPU allocator events"
-    assert estimate.measured_bytes > Held.by(session.run).total
+    assert estimate.measured_bytes > Held.by(session.run.model, session.run.optimizer).total
     assert estimate.error == pytest.approx(estimate.predicted_bytes / estimate.measured_bytes - 1)
     assert abs(estimate.error) < 0.1
     before, after = told(tmp_path)
@@ -141,15 +141,15 @@ def test_a_job_that_is_resumed_scores_what_is_left(tiny: Path, tmp_path: Path, r
 def test_what_a_run_holds_is_counted_by_what_it_is_for(tmp_path: Path) -> None:
     session = make_session(tmp_path, lengths=[8] * 4, dtype="bfloat16")
     numbers = sum(weight.numel() for weight in trainable(session.run.model))
-    held = Held.by(session.run)
+    held = Held.by(session.run.model, session.run.optimizer)
     assert held.weights == pytest.approx(2 * numbers, rel=1e-3)
     assert (held.gradients, held.optimizer) == (0, 4 * numbers)
     for weight in trainable(session.run.model):
         weight.grad = torch.zeros_like(weight)
-    assert Held.by(session.run).gradients == 2 * numbers
+    assert Held.by(session.run.model, session.run.optimizer).gradients == 2 * numbers
     session.run.optimizer.take_gradients()
     session.run.optimizer.step()
-    held = Held.by(session.run)
+    held = Held.by(session.run.model, session.run.optimizer)
     assert held.optimizer == pytest.approx(12 * numbers, rel=1e-3)
     assert held.total == held.weights + held.gradients + held.optimizer
 

@@ -24,8 +24,8 @@ def session(tmp_path: Path) -> Session:
 def probe(session: Session, *, limit: int = ENDLESS, loss: str = "full_logits") -> Probe:
     rows = session.data.training
     return Probe(
-        run=session.run,
         model=session.model,
+        optimizer=session.run.optimizer,
         loss=losses_of(session.model, session.loss)[loss],
         sequences=lambda count: session.data.batch(rows[:count]),
         limit=limit,
@@ -48,7 +48,7 @@ def test_a_larger_micro_batch_takes_more(peak: Callable[..., int]) -> None:
 def test_gradients_of_other_micro_batches_are_held_meanwhile(
     session: Session, peak: Callable[..., int]
 ) -> None:
-    weights = Held.by(session.run).weights
+    weights = Held.by(session.run.model, session.run.optimizer).weights
     assert peak(8, accumulating=True) - peak(8) == pytest.approx(weights, rel=0.1)
 
 
