@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from cce_core import blocked, reference, registry
+from cce_core import reference
 from cce_core.autograd import row_statistics
 from cce_core.config import FilterEps, LossConfig, replacement
 from cce_core.inputs import Inputs, check
@@ -158,13 +158,10 @@ def evaluate(
 
 
 def _statistics(inputs: Inputs, config: LossConfig) -> RowStats:
-    problem = inputs.problem
-    if len(problem.targets) == 0:  # which no kernel is launched for
-        return row_statistics(problem, blocked, config)
     if config.implementation == "reference":
-        with torch.autocast(problem.e.device.type, enabled=False):
-            return reference.row_statistics(problem)
-    return row_statistics(problem, registry.choose(problem, config), config)
+        with torch.autocast(inputs.problem.e.device.type, enabled=False):
+            return reference.row_statistics(inputs.problem)
+    return row_statistics(inputs.problem, config)
 
 
 class LinearCrossEntropy(nn.Module):

@@ -18,24 +18,12 @@ most: two and a half tiles, (columns, D) and, while it runs, (N, D) in fp32.
 N rows, V vocabulary, D width.
 """
 
-from dataclasses import dataclass
-
 import torch
 
 from cce_core.config import LossConfig
-from cce_core.problem import Gradients, Problem, RowGrads, RowStats
+from cce_core.problem import Gradients, Problem, RowGrads, RowStats, State
 from cce_core.rows import CountedRows
 from cce_core.tiles import Tiles, add_product, scratch_bytes
-
-
-@dataclass(frozen=True)
-class State:
-    """What the backward needs beside the problem: O(N) numbers."""
-
-    problem: Problem
-    rows: CountedRows
-    lse: torch.Tensor  # (n,), of the rows that count
-    scratch_bytes: int
 
 
 def refuses(problem: Problem, config: LossConfig) -> str | None:  # noqa: ARG001  the seam's shape
@@ -52,8 +40,12 @@ def forward(problem: Problem, config: LossConfig) -> tuple[RowStats, State]:
     for block in tiles.grid.row_slices():
         for columns in tiles.grid.column_slices():
             online.see(tiles.logits(block, columns), block, columns)
-    stats = online.finish()
-    return rows.spread_stats(stats), State(problem, rows, stats.lse, room)
+    return rows.spread_stats(online.finish()), ()
+
+
+def new_state(problem: Problem, config: LossConfig) -> State:  # noqa: ARG001  the seam's shape
+    """Return an empty state: the log-sum-exp is all that the backward needs."""
+    return ()
 
 
 class _OnlineStatistics:
@@ -61,11 +53,11 @@ class _OnlineStatistics:
 
     def __init__(self, problem: Problem, rows: CountedRows) -> None:
         self._targets, self._wanted, self._v = rows.targets, problem.wanted, len(problem.c)
-        zeros = torch.zeros(
-            (5, len(rows.targets)), dtype=problem.accumulator, device=problem.e.device
+        new, n, kind = problem.e.new_zeros, len(rows.targets), problem.accumulator
+        self._sum, self._label, self._logit_sum, self._spread, self._max = (
+            new(n, dtype=kind) for _ in range(5)
         )
-        self._sum, self._label, self._logit_sum, self._spread, self._max = zeros
-        self._max.fill_(torch.finfo(zeros.dtype).min)
+        self._max.fill_(torch.finfo(kind).min)
 
     def see(self, z: torch.Tensor, block: slice, columns: slice) -> None:
         """Take in the tile `z`, and overwrite it with exp(z - m)."""
@@ -109,11 +101,17 @@ def label_columns(targets: torch.Tensor, columns: slice) -> tuple[torch.Tensor, 
     return inside, place.clamp(0, columns.stop - columns.start - 1)[:, None]
 
 
-def backward(state: State, upstream: RowGrads) -> Gradients:
+def backward(
+    problem: Problem,
+    config: LossConfig,
+    lse: torch.Tensor,
+    state: State,  # noqa: ARG001  the seam's shape
+    upstream: RowGrads,
+) -> Gradients:
     """Sweep over the tiles, a block of columns at a time; see `Implementation.backward`."""
-    problem, rows = state.problem, state.rows
-    tiles = Tiles(problem, rows, state.scratch_bytes)
-    make_dz = _LogitGradient(state, upstream, tiles)
+    rows = CountedRows.of(problem.targets)
+    tiles = Tiles(problem, rows, scratch_bytes(config.scratch_bytes, problem.e.device))
+    make_dz = _LogitGradient(problem, rows, lse, upstream, tiles)
     sums = _GradientSums(problem, tiles)
     for columns in tiles.grid.column_slices():
         for block in tiles.grid.row_slices():
@@ -125,17 +123,24 @@ def backward(state: State, upstream: RowGrads) -> Gradients:
 class _LogitGradient:
     """Makes tiles of dz, the gradient of the dot products."""
 
-    def __init__(self, state: State, upstream: RowGrads, tiles: Tiles) -> None:
-        scale, v = state.problem.head.scale, len(state.problem.c)
+    def __init__(
+        self,
+        problem: Problem,
+        rows: CountedRows,
+        lse: torch.Tensor,
+        upstream: RowGrads,
+        tiles: Tiles,
+    ) -> None:
+        scale, v = problem.head.scale, len(problem.c)
 
         def scaled(g: torch.Tensor, factor: float) -> torch.Tensor:
-            return state.rows.take(g).to(tiles.dtype)[:, None] * factor
+            return rows.take(g).to(tiles.dtype)[:, None] * factor
 
-        self._lse, self._targets = state.lse[:, None], state.rows.targets
+        self._lse, self._targets = rows.take(lse)[:, None], rows.targets
         self._g_lse, self._g_label = (scaled(g, scale) for g in upstream[:2])
         g_mean = upstream.mean_logit
         self._g_mean = None if g_mean is None else scaled(g_mean, scale / v)
-        self._tiles, self._softcap = tiles, state.problem.head.softcap
+        self._tiles, self._softcap = tiles, problem.head.softcap
 
     def __call__(self, block: slice, columns: slice) -> torch.Tensor:
         z = self._tiles.logits(block, columns)

@@ -78,14 +78,7 @@ def check(
     rows = torch.where(targets == objective.ignore_index, -1, targets.long())
     outside = ((rows < 0) & (targets != objective.ignore_index)) | (rows >= len(c))
     poison = _check_targets(targets, outside, len(c), objective)
-    learning = torch.is_grad_enabled()
-    wanted = Wanted(
-        e=learning and e.requires_grad,
-        c=learning and c.requires_grad,
-        bias=learning and bias is not None and bias.requires_grad,
-        mean=objective.label_smoothing > 0,
-        entropy=entropy,
-    )
+    wanted = Wanted(mean=objective.label_smoothing > 0, entropy=entropy)
     rows = layout.to_rows(rows.masked_fill(outside, -1), -1)
     problem = Problem(e.reshape(-1, e.shape[-1]), c, bias, rows, objective.head, wanted)
     return Inputs(

@@ -43,7 +43,7 @@ class Objective:
             raise choice_error("reduction", self.reduction, get_args(Reduction))
         if self.softcap is not None and not (0 < self.softcap < math.inf):
             raise ValueError(f"softcap must be positive or None; got {self.softcap}")
-        if not math.isfinite(self.logit_scale) or self.logit_scale == 0:
+        if not 0 < abs(self.logit_scale) < math.inf:
             raise ValueError(f"logit_scale must be finite and not zero; got {self.logit_scale}")
         if self.shift < 0:
             raise ValueError(f"shift must not be negative; got {self.shift}")

@@ -11,8 +11,9 @@ ordinary differentiable torch on vectors of length N, outside of it. The gradien
 through cap and scale. N rows, V vocabulary, D width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -93,21 +94,46 @@ class Gradients(NamedTuple):
     bias: torch.Tensor | None
 
 
+State = Sequence[torch.Tensor]
+"""What a forward leaves for its backward, beside the inputs and the log-sum-exp."""
+
+
 class Implementation(Protocol):
-    """Computes a Problem. A module with these three functions is one."""
+    """Computes a Problem. A module with these four functions is one.
+
+    They run below autograd and outside of autocast, as the bodies of torch operators: what they
+    return is new memory, and its shapes follow from those of the problem.
+    """
 
     def refuses(self, problem: Problem, config: LossConfig) -> str | None:
-        """Why this problem cannot be served ("needs ..., got ..."); None if it can."""
-        ...
+        """Why this problem cannot be served ("needs ..., got ..."); None if it can.
 
-    def forward(self, problem: Problem, config: LossConfig) -> tuple[RowStats, Any]:
-        """Return the statistics, and a state of its own making for `backward`.
-
-        Rows whose target is negative take no part, whatever E holds there. Runs without
-        autograd and autocast. The state serves at most one backward.
+        Looks at shapes, dtypes, strides and devices alone, which a traced tensor has too.
         """
         ...
 
-    def backward(self, state: Any, upstream: RowGrads) -> Gradients:
-        """Return the gradients that `problem.wanted` named, from those of the statistics."""
+    def forward(self, problem: Problem, config: LossConfig) -> tuple[RowStats, State]:
+        """Return the statistics, and a state for `backward`.
+
+        Rows whose target is negative take no part, whatever E holds there.
+        """
+        ...
+
+    def new_state(self, problem: Problem, config: LossConfig) -> State:
+        """A state as `forward` returns it, in shapes and dtypes; what it holds is unspecified."""
+        ...
+
+    def backward(
+        self,
+        problem: Problem,
+        config: LossConfig,
+        lse: torch.Tensor,
+        state: State,
+        upstream: RowGrads,
+    ) -> Gradients:
+        """Return the gradients that `problem.wanted` named, from those of the statistics.
+
+        `lse` is the forward's. The state may be used up, yet it serves again: more slowly, but
+        with gradients no less exact.
+        """
         ...

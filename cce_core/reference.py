@@ -11,7 +11,6 @@ and function transforms. N rows, V vocabulary, D width.
 import torch
 
 from cce_core.problem import Head, Problem, RowStats
-from cce_core.rows import CountedRows
 
 
 def logits(e: torch.Tensor, c: torch.Tensor, bias: torch.Tensor | None, head: Head) -> torch.Tensor:
@@ -27,18 +26,23 @@ def logits(e: torch.Tensor, c: torch.Tensor, bias: torch.Tensor | None, head: He
 
 def row_statistics(problem: Problem) -> RowStats:
     """Return the differentiable statistics of every row of `problem`."""
-    rows = CountedRows.of(problem.targets)
-    kind = problem.accumulator
-    z = logits(rows.take(problem.e).to(kind), problem.c.to(kind), problem.bias, problem.head)
+    kind, counted = problem.accumulator, problem.targets >= 0
+
+    def where_counted(values: torch.Tensor) -> torch.Tensor:
+        return torch.where(counted, values, 0)
+
+    e = torch.where(counted[:, None], problem.e, 0).to(kind)  # whatever it holds where not counted
+    z = logits(e, problem.c.to(kind), problem.bias, problem.head)
     lse = torch.logsumexp(z, 1)
-    stats = RowStats(
-        lse=lse,
-        label_logit=z.gather(1, rows.targets[:, None])[:, 0],
-        row_max=z.detach().amax(1),
-        mean_logit=z.mean(1) if problem.wanted.mean else None,
-        entropy=_entropy(z.detach(), lse.detach()) if problem.wanted.entropy else None,
+    label = z.gather(1, problem.targets.clamp(min=0)[:, None])[:, 0]
+    entropy = _entropy(z.detach(), lse.detach()) if problem.wanted.entropy else None
+    return RowStats(
+        lse=where_counted(lse),
+        label_logit=where_counted(label),
+        row_max=where_counted(z.detach().amax(1)),
+        mean_logit=where_counted(z.mean(1)) if problem.wanted.mean else None,
+        entropy=None if entropy is None else where_counted(entropy),
     )
-    return rows.spread_stats(stats)
 
 
 def _entropy(z: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:

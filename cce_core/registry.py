@@ -2,7 +2,8 @@
 
 "auto" is the Triton implementation where E is on CUDA, Triton is installed and the kernels serve
 the problem, and the blocked one elsewhere. A name is never replaced by another: if it cannot serve
-the problem, the caller hears why.
+the problem, the caller hears why. Only an empty batch, for which no kernel is launched, is the
+blocked implementation's under any name.
 """
 
 import importlib.util
@@ -42,7 +43,7 @@ def choose(problem: Problem, config: LossConfig) -> Implementation:
     Raises:
         ImplementationUnavailable: It was named and cannot serve the problem.
     """
-    if config.implementation == "blocked":
+    if config.implementation == "blocked" or problem.e.shape[0] == 0:
         return blocked
     if config.implementation == "triton":
         implementation = load_triton()

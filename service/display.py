@@ -30,8 +30,8 @@ LOSSES: dict[LossName, str] = {
 }
 _STYLES = {"info": "", "warn": "yellow", "error": "red"}
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-# Where nothing can be redrawn, a line each time this share of the steps is done.
-_PLAIN_SHARE = 0.1
+# Where nothing can be redrawn, so many lines tell of the steps.
+_PLAIN_LINES = 10
 
 
 def size(count: float) -> str:
@@ -62,7 +62,7 @@ class JobView:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("waiting", total=None, job=None)
-        self._told = 0.0
+        self._told = 0
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -99,8 +99,8 @@ class JobView:
         progress = job.progress
         if progress is None or not progress.total_steps or not progress.step:
             return
-        done = progress.step / progress.total_steps
-        if done - self._told >= _PLAIN_SHARE:
+        done = progress.step * _PLAIN_LINES // progress.total_steps
+        if done > self._told:
             self._told = done
             self._console.print(f"  {progress.phase}: {facts(job)}", highlight=False)
 
@@ -203,6 +203,8 @@ def _figure(figure: Figure | None) -> str:
 
 def outcome(job: Job) -> Text:
     """How a job ended, in a line."""
+    if job.status is JobStatus.SUCCEEDED and job.fine_tuned_model is None:
+        return Text("Succeeded.", "green")
     if job.status is JobStatus.SUCCEEDED:
         return Text(f"Succeeded. Model: {job.fine_tuned_model}", "green")
     if job.error is not None:

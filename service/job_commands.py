@@ -7,6 +7,7 @@ import click
 from rich.console import Console
 
 from service.client import Client, Job
+from service.command_options import FOLDER, server_options
 from service.contract.job import JobStatus
 from service.display import JobView, ledger_table, outcome, size
 from service.estimate_display import estimate_view
@@ -14,26 +15,11 @@ from service.interrupt import Interrupted
 from service.job_options import job_options, uploaded_body
 from service.watch import follow
 
-DEFAULT_PORT = 8000
 _STATUS_WIDTH = max(map(len, JobStatus))
-_FOLDER = click.Path(file_okay=False, path_type=Path)
-
-
-def _server_options(command: Any) -> Any:
-    """Which server a command speaks to."""
-    url = click.option(
-        "--url",
-        envvar=["HEADROOM_URL", "OPENAI_BASE_URL"],
-        default=f"http://127.0.0.1:{DEFAULT_PORT}",
-        show_default=True,
-        show_envvar=True,
-    )
-    key = click.option("--api-key", envvar=["HEADROOM_API_KEY", "OPENAI_API_KEY"], show_envvar=True)
-    return url(key(command))
 
 
 @click.command()
-@_server_options
+@server_options
 @job_options
 @click.option("--watch", is_flag=True, help="Follow the job to its end.")
 def submit(*, url: str, api_key: str | None, watch: bool, **given: Any) -> None:
@@ -47,7 +33,7 @@ def submit(*, url: str, api_key: str | None, watch: bool, **given: Any) -> None:
 
 
 @click.command()
-@_server_options
+@server_options
 @job_options
 def estimate(*, url: str, api_key: str | None, **given: Any) -> None:
     """Upload files and predict what a job would need; none is created."""
@@ -55,8 +41,8 @@ def estimate(*, url: str, api_key: str | None, **given: Any) -> None:
         Console().print(estimate_view(client.estimate(uploaded_body(client, given))))
 
 
-def _watch(console: Console, client: Client, job: Job) -> int:
-    """Show the job until it ends; the exit code."""
+def followed(console: Console, client: Client, job: Job) -> Job:
+    """Show a job until it ends; how it ended."""
     try:
         with JobView(console) as view:
             for update in follow(client, job.id):
@@ -65,6 +51,12 @@ def _watch(console: Console, client: Client, job: Job) -> int:
     except Interrupted:
         console.print(f"The job goes on. `headroom cancel {job.id}` cancels it.", highlight=False)
         raise
+    return job
+
+
+def _watch(console: Console, client: Client, job: Job) -> int:
+    """Show the job until it ends, and what it measured; the exit code."""
+    job = followed(console, client, job)
     if job.memory is not None:
         console.print(ledger_table(job.memory, job.phases))
     console.print(outcome(job), soft_wrap=True)
@@ -72,7 +64,7 @@ def _watch(console: Console, client: Client, job: Job) -> int:
 
 
 @click.command()
-@_server_options
+@server_options
 @click.argument("job_id")
 def watch(url: str, api_key: str | None, job_id: str) -> None:
     """Follow a job to its end."""
@@ -81,7 +73,7 @@ def watch(url: str, api_key: str | None, job_id: str) -> None:
 
 
 @click.command()
-@_server_options
+@server_options
 @click.option("--limit", default=20, show_default=True)
 def jobs(url: str, api_key: str | None, limit: int) -> None:
     """List the newest jobs."""
@@ -92,7 +84,7 @@ def jobs(url: str, api_key: str | None, limit: int) -> None:
 
 
 @click.command()
-@_server_options
+@server_options
 @click.argument("job_id")
 def cancel(url: str, api_key: str | None, job_id: str) -> None:
     """Cancel a job."""
@@ -102,9 +94,9 @@ def cancel(url: str, api_key: str | None, job_id: str) -> None:
 
 
 @click.command()
-@_server_options
+@server_options
 @click.argument("model")
-@click.argument("folder", type=_FOLDER)
+@click.argument("folder", type=FOLDER)
 def download(url: str, api_key: str | None, model: str, folder: Path) -> None:
     """Download a fine-tuned MODEL into FOLDER."""
     with Client(url, api_key) as client:
@@ -113,7 +105,7 @@ def download(url: str, api_key: str | None, model: str, folder: Path) -> None:
 
 
 @click.command()
-@_server_options
+@server_options
 def models(url: str, api_key: str | None) -> None:
     """List the models that can be fine-tuned or downloaded."""
     with Client(url, api_key) as client:

@@ -1,32 +1,24 @@
 """The options of a job on the command line, and the request body that they make."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import click
 
 from service.client import Client
+from service.command_options import FILE, further_fields, further_options
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
 _FILES = ("training_file", "validation_file")
 _OPTIONS = (
     click.option("--model", required=True, help="A model of `headroom models`, or a hub id."),
-    click.option("--training-file", type=_FILE, required=True),
-    click.option("--validation-file", type=_FILE),
+    click.option("--training-file", type=FILE, required=True),
+    click.option("--validation-file", type=FILE),
     click.option("--suffix", help="A part of the new model's name."),
     click.option("--seed", type=int),
     click.option("--n-epochs", type=int),
     click.option("--batch-size", type=int),
     click.option("--learning-rate-multiplier", type=float),
-    click.option(
-        "--option",
-        "options",
-        multiple=True,
-        metavar="NAME=JSON",
-        help="A further field of the job, for example packing=true or learning_rate=1e-4.",
-    ),
+    further_options,
 )
 
 
@@ -39,20 +31,9 @@ def job_options(command: Any) -> Any:
 
 def uploaded_body(client: Client, given: dict[str, Any]) -> dict[str, Any]:
     """The body of a request for a job, its files uploaded."""
-    options = dict(_option(text) for text in given.pop("options"))
+    options = further_fields(given.pop("options"))
     given = {name: value for name, value in given.items() if value is not None}
     hyperparameters = {name: given.pop(name) for name in _HYPERPARAMETERS if name in given}
     files = {name: client.upload(given.pop(name)) for name in _FILES if name in given}
     method = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
     return {**given, **options, **files, "method": method}
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """A name and a value; what is no JSON is a word."""
-    name, found, value = text.partition("=")
-    if not found:
-        raise click.BadParameter(f"{text!r} is not of the form NAME=JSON", param_hint="--option")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value

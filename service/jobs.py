@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from functools import lru_cache
 
+from service.comparison_request import ComparisonCreate
 from service.contract import batching
 from service.contract.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from service.contract.job import Event, JobRecord, new_id
@@ -23,8 +24,11 @@ _KEY_FRESH_S = 24 * 3600
 _KEPT_ANSWERS = 256
 
 
+Request = JobCreate | ComparisonCreate
+
+
 def create(
-    services: Services, org: str, request: JobCreate, idempotency_key: str | None
+    services: Services, org: str, request: Request, idempotency_key: str | None
 ) -> tuple[Job, bool]:
     """Record a job and ask for its validation; a repeated request gets the job of the first.
 
@@ -42,11 +46,12 @@ def create(
     spec = request.spec(seed=secrets.randbelow(2**31))
     check(services, org, spec)
     record = JobRecord(id=new_id(PREFIX), org=org, created_at=int(time.time()), spec=spec)
+    kind = "fine-tuning job" if spec.comparison is None else "comparison"
     stands, is_new = services.store.create(
         record,
         dedupe_key=_dedupe_key(request, idempotency_key),
         dedupe_s=_KEY_FRESH_S if idempotency_key else services.settings.dedupe_window_s,
-        event=Event(message=f"Created fine-tuning job: {record.id}"),
+        event=Event(message=f"Created {kind}: {record.id}"),
         also_ended=idempotency_key is not None,
     )
     if is_new:
@@ -156,7 +161,7 @@ def _check_file(services: Services, org: str, param: str, file_id: str) -> None:
         )
 
 
-def _dedupe_key(request: JobCreate, idempotency_key: str | None) -> str:
+def _dedupe_key(request: Request, idempotency_key: str | None) -> str:
     """What two requests for the same job have in common; hashed, whatever a caller sends."""
     kind, text = ("body", request.model_dump_json())
     if idempotency_key is not None:

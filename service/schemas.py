@@ -23,6 +23,7 @@ from service.contract.models import ModelFile, ModelRecord
 from service.contract.receipt import NumericsReceipt
 from service.contract.spec import (
     Auto,
+    ComparisonOptions,
     DataFormat,
     Hyperparameters,
     Purpose,
@@ -259,6 +260,9 @@ class JobHead(BaseModel):
         description="Extension: the micro-batch after the device ran out of memory; gradient"
         " accumulation keeps the effective batch."
     )
+    comparison: ComparisonOptions | None = Field(
+        description="Extension: what a comparison compares; its reports are the `result_files`."
+    )
 
 
 class Job(TrainingOptions, JobHead):
@@ -285,6 +289,7 @@ class Job(TrainingOptions, JobHead):
             seed=spec.seed,
             suffix=spec.suffix,
             metadata=spec.metadata,
+            comparison=spec.comparison,
             hyperparameters=hyperparameters,
             method=Method(supervised=Supervised(hyperparameters=hyperparameters)),
             queue_position=queue_position if record.status is JobStatus.QUEUED else None,

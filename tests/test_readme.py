@@ -12,8 +12,10 @@ from fastapi.routing import APIRoute
 
 from service.app import create_app
 from service.cli import main
+from service.comparison_request import ComparisonCreate
 from service.contract.spec import TrainingOptions
 from service.job_request import JobCreate
+from service.regression import MARGINS, Margin
 from service.schemas import Job
 from service.settings import ServiceSettings
 
@@ -70,7 +72,10 @@ def test_the_options_are_all_there_is_with_their_defaults() -> None:
 
 
 def test_the_reported_fields_exist() -> None:
-    assert set(first_cells("What a job reports")) <= set(Job.model_fields)
+    fields = section("What a job reports").split("| field |", 1)[1].split("\n\n", 1)[0]
+    shown = set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\|(.*?)\|", fields, re.MULTILINE))))
+    assert shown
+    assert shown <= set(Job.model_fields)
 
 
 def test_every_created_job_is_accepted() -> None:
@@ -87,6 +92,24 @@ def test_every_created_job_is_accepted() -> None:
     values.pop("training_file")
     fixed = {name: ast.literal_eval(value) for name, value in values.items()}
     JobCreate.model_validate({**fixed, "training_file": "file-1", **extra})
+
+
+def test_the_comparison_is_accepted() -> None:
+    curl = next(block for block in blocks("sh") if "fine_tuning/comparisons -H" in block)
+    ComparisonCreate.model_validate_json(re.search(r"-d '(\{.*?\})'", curl, re.DOTALL)[1])
+
+
+def test_the_margins_are_those_of_the_gate() -> None:
+    rows = re.findall(
+        r"^\| (`.*?) \| (higher|lower) \| (.*?) \|$", section("Compare"), re.MULTILINE
+    )
+    stated = {}
+    for names, worse, text in rows:
+        share, fixed = re.fullmatch(r"(?:(\d+) %)?(?: \+ )?(.+)?", text).groups()
+        absolute = 2**20 if fixed == "1 MiB" else float(fixed or 0)
+        margin = Margin(worse, relative=int(share or 0) / 100, absolute=absolute)
+        stated |= dict.fromkeys(re.findall(r"`(\w+)`", names), margin)
+    assert stated == MARGINS
 
 
 def test_the_commands_parse() -> None:

@@ -123,7 +123,9 @@ def make_supervisor(settings: WorkerSettings, app: Celery) -> tuple[Runner, Reap
     redis = connect(settings, settings.redis_timeout_s)
     store, events = Store(redis, lease_s=settings.lease_s), Events(redis, settings.event_cap)
     storage, files, queue = Storage(settings.storage_url), Files(redis), Queue(app, redis)
-    preparation = Preparation(store, storage, files, Models(redis), BaseModels(settings))
+    preparation = Preparation(
+        store, storage, files, Models(redis), BaseModels(settings), settings.device
+    )
     return (
         Runner(settings, store, events, queue, preparation),
         Reaper(settings, store, queue, storage, files),

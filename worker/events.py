@@ -18,6 +18,7 @@ from service.contract.receipt import NumericsReceipt
 from service.contract.spec import DataFormat, JobSpec, ResolvedOptions
 
 Mode = Literal["validate", "train"]
+DeviceChoice = Literal["auto", "cuda", "cpu"]
 
 
 class _Line(BaseModel):
@@ -42,6 +43,7 @@ class RunSpec(_Line):
         base_model: The folder or hub id under an adapter, where the model to tune is one.
         workdir: Where the trainer may write; it writes nowhere else.
         resume_from: A checkpoint's folder, or None to start from the beginning.
+        device: What to train on; `auto` is a GPU where there is one.
         max_micro_batch_size: The most sequences at once, since more did not fit; None for any.
     """
 
@@ -54,6 +56,7 @@ class RunSpec(_Line):
     validation: DataSource | None = None
     workdir: Path
     resume_from: Path | None = None
+    device: DeviceChoice = "auto"
     max_micro_batch_size: int | None = None
 
 
@@ -174,6 +177,21 @@ class Result(_Line):
     trained_tokens: int
 
 
+class Compared(_Line):
+    """The comparison is done: the last line of `train` mode on such a job.
+
+    Attributes:
+        json_report: A `ComparisonReport`.
+        csv_table: Its figures, a row for each cell.
+        html_report: The same with plots, in one file that needs no other.
+    """
+
+    kind: Literal["compared"] = "compared"
+    json_report: Path
+    csv_table: Path
+    html_report: Path
+
+
 class Failed(_Line):
     """The job cannot go on; a last line of either mode."""
 
@@ -197,6 +215,7 @@ Line = Annotated[
     | Metrics
     | CheckpointWritten
     | Result
+    | Compared
     | Failed,
     Field(discriminator="kind"),
 ]

@@ -14,7 +14,7 @@ from service.contract.job import JobRecord
 from service.contract.models import BaseModels, Models
 from service.contract.storage import Storage
 from service.contract.store import Store
-from worker.events import DataSource, Mode, RunSpec
+from worker.events import DataSource, DeviceChoice, Mode, RunSpec
 from worker.lease import Lease
 
 _FileField = Literal["training_file", "validation_file"]
@@ -48,6 +48,7 @@ class Preparation:
     files: Files
     models: Models
     base_models: BaseModels
+    device: DeviceChoice
 
     def run_spec(
         self, record: JobRecord, mode: Mode, model: ModelSource, workdir: Path, lease: Lease
@@ -71,6 +72,7 @@ class Preparation:
             else None,
             workdir=workdir,
             resume_from=self._checkpoint(record, workdir, lease) if mode == "train" else None,
+            device=self.device,
             max_micro_batch_size=reduced.micro_batch_size if reduced else None,
         )
 

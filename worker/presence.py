@@ -33,7 +33,7 @@ class Presence:
         """Start the child that looks at the device."""
         shim = [sys.executable, "-IS", lifeline.__file__, str(os.getpid())]
         self._child = subprocess.Popen(  # noqa: S603 -- the configured command
-            [*shim, *self._settings.device_command],
+            [*shim, *self._settings.device_command, self._settings.device],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,

@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from service.contract import comparison
 from service.contract.commands import Pipe
 from service.contract.files import FileRecord, Files
 from service.contract.job import Checkpoint, Event, JobRecord, JobStatus, new_id
 from service.contract.models import ModelFile, ModelRecord, Models, tuned_model_id
 from service.contract.storage import Storage
 from service.contract.store import Store
-from worker.events import CheckpointWritten, Result
+from worker.events import CheckpointWritten, Compared, Result
 from worker.lease import Lease
 
 METRICS_NAME, REPORT_NAME = "step_metrics.csv", "report.json"
@@ -117,6 +118,34 @@ class Publisher:
                 result_files=[file.id for file in files],
                 trained_tokens=line.trained_tokens,
                 receipt=line.receipt,
+            )
+        )
+
+    def comparison(self, line: Compared) -> None:
+        """Publish the reports of a comparison, and end the job as succeeded.
+
+        Raises:
+            LostClaim: Another attempt has the job; nothing names what was stored then.
+            JobFailure: The storage does not answer.
+        """
+        files = [
+            self._file(line.json_report, comparison.JSON_NAME),
+            self._file(line.csv_table, comparison.CSV_NAME),
+            self._file(line.html_report, comparison.HTML_NAME),
+        ]
+
+        def name_them(pipe: Pipe) -> None:
+            for file in files:
+                Files.write(pipe, file)
+
+        self.lease.insist(
+            lambda: self.store.transition(
+                self.record.id,
+                JobStatus.SUCCEEDED,
+                Event(message="The comparison succeeded; its reports are the result files."),
+                token=self.lease.claim.token,
+                also=name_them,
+                result_files=[file.id for file in files],
             )
         )
 

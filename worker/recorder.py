@@ -7,6 +7,7 @@ from service.contract.job import Event, Progress
 from service.contract.store import Store
 from worker.events import (
     CheckpointWritten,
+    Compared,
     Estimated,
     Failed,
     Ledger,
@@ -25,7 +26,7 @@ from worker.findings import told
 from worker.lease import Lease
 from worker.publish import Publisher
 
-Final = Validated | Result | Failed
+Final = Validated | Result | Compared | Failed
 _THIN_EVERY = 100
 
 
@@ -64,7 +65,7 @@ class Recorder:
                 self._update(event, **changes)
             case CheckpointWritten():
                 self._publisher.checkpoint(line)
-            case Validated() | Result() | Failed():
+            case Validated() | Result() | Compared() | Failed():
                 raise AssertionError(f"a last line is the runner's: {line}")
 
     def flush(self, *, now: bool = False) -> None:

@@ -28,7 +28,7 @@ from service.contract.job import DataSize, Event, JobError, JobRecord, JobStatus
 from service.contract.queue import TRAIN, VALIDATE, Queue, QueueName
 from service.contract.store import CANCELLED, Store
 from worker.child import Child
-from worker.events import Failed, Mode, Result, Validated
+from worker.events import Compared, Failed, Mode, Result, Validated
 from worker.lease import CancelRequested, Lease, WorkerStopping
 from worker.prepare import Preparation
 from worker.publish import Publisher
@@ -162,6 +162,8 @@ class Runner:
                 self._send(attempt.record.id, TRAIN)
             case Result():
                 publisher.result(final)
+            case Compared():
+                publisher.comparison(final)
             case Failed():
                 self._fail(
                     attempt,
@@ -210,7 +212,7 @@ def _follow(child: Child, recorder: Recorder, lease: Lease) -> Final:
     while not child.exited:
         lease.beat()
         for line in child.read(_READ_S):
-            if isinstance(line, Validated | Result | Failed):
+            if isinstance(line, Final):
                 recorder.flush(now=True)
                 return line
             recorder.record(line)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -11,7 +10,7 @@ from cce_core.bench.data import Case
 from cce_core.bench.measure import Implementation
 from cce_core.config import LossConfig
 from cce_core.kernels import loss
-from cce_core.problem import Head, Problem, RowGrads, Wanted
+from cce_core.problem import Head, Problem, RowGrads, RowStats, Wanted
 
 NAME = "headroom"
 FROZEN = "frozen head"
@@ -24,19 +23,20 @@ def implementation(case: Case, preset: str, config: LossConfig, *, head: bool) -
     upstream = kept / kept.sum()
     engine = blocked if config.implementation == "blocked" else loss
 
-    def rows(wanted: Wanted) -> tuple[torch.Tensor, Any]:
-        logit = Head(case.shape.softcap)
-        problem = Problem(case.e, case.c, None, case.targets, logit, wanted)
-        found, state = engine.forward(problem, config)
-        return torch.dot(found.lse - found.label_logit, upstream), state
+    def posed(wanted: Wanted) -> Problem:
+        return Problem(case.e, case.c, None, case.targets, Head(case.shape.softcap), wanted)
+
+    def mean(found: RowStats) -> torch.Tensor:
+        return torch.dot(found.lse - found.label_logit, upstream)
 
     def forward() -> torch.Tensor:
-        return rows(Wanted())[0]
+        return mean(engine.forward(posed(Wanted()), config)[0])
 
     def both() -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        value, state = rows(Wanted(e=True, c=head))
-        grads = engine.backward(state, RowGrads(upstream, -upstream))
-        return value, grads.e, grads.c
+        problem = posed(Wanted(e=True, c=head))
+        found, state = engine.forward(problem, config)
+        grads = engine.backward(problem, config, found.lse, state, RowGrads(upstream, -upstream))
+        return mean(found), grads.e, grads.c
 
     return Implementation(NAME, preset, forward, both)
 

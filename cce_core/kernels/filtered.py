@@ -7,6 +7,7 @@ overwrites both gradients, and returns at once otherwise. The host never waits f
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -17,7 +18,6 @@ from cce_core.kernels.pairs import block_gradient_kernel, pair_logits_kernel, ro
 from cce_core.kernels.plan import count_kernel, list_kernel, plan_kernel
 from cce_core.kernels.rows import Rows
 from cce_core.kernels.slices import Targets, Upstream
-from cce_core.kernels.statistics import RowStatistics
 from cce_core.kernels.tail import tail_kernel
 from cce_core.kernels.tiling import interpreted
 
@@ -40,6 +40,19 @@ class Filter:
     def of(cls, eps: float) -> "Filter":
         """The bars for a threshold `eps` on an entry's probability; 2**-12 is the default."""
         return cls(pair_bar=eps * 2.0**0.5, entry_bar=eps / 2)
+
+
+class Masses(NamedTuple):
+    """What the forward leaves for one filtered backward; a later one is exact."""
+
+    ref: torch.Tensor  # (N,) fp32: what the masses are relative to
+    mass: torch.Tensor  # (B, N) bf16: the blocks' masses; once the pairs are listed, the tail's
+    exact: torch.Tensor  # () int32: negative before; then 1 where exact has to serve, 0 if not
+
+    @classmethod
+    def of(cls, ref: torch.Tensor, mass: torch.Tensor) -> "Masses":
+        """Unused ones."""
+        return cls(ref, mass, torch.full((), -1, dtype=torch.int32, device=mass.device))
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,8 @@ class _Job:
 
     rows: Rows
     logit: Logit
-    statistics: RowStatistics
+    masses: Masses
+    lse: torch.Tensor  # (N,) fp32
     g_lse: torch.Tensor  # (N,) fp32, over `unit`
     g_label: torch.Tensor  # likewise
     unit: torch.Tensor  # () fp32, the mean |g_lse|
@@ -77,8 +91,7 @@ class _Job:
     @property
     def mass(self) -> torch.Tensor:
         """(B, N) bf16: the blocks' masses; once the pairs are listed, what they leave out."""
-        assert self.statistics.mass is not None
-        return self.statistics.mass
+        return self.masses.mass
 
 
 @dataclass(frozen=True)
@@ -93,18 +106,18 @@ class _Lists:
 def filtered_gradients(
     rows: Rows,
     logit: Logit,
-    statistics: RowStatistics,
+    masses: Masses,
     upstream: Upstream,
     targets: Targets,
     options: Filter,
 ) -> torch.Tensor:
     """Write dE and dC; return the device's decision, () int32: 1 where exact has to overwrite them.
 
-    `statistics.mass` is consumed. Shapes as in `exact_gradients`; bf16 only, no bias.
+    `masses` are consumed. Shapes as in `exact_gradients`; bf16 only, no bias.
     """
     unit = (upstream.g_lse.abs().sum() / rows.count.clamp(min=1)).clamp(min=1e-30)
     g_lse, g_label = upstream.g_lse / unit, upstream.g_label / unit
-    job = _Job(rows, logit, statistics, g_lse, g_label, unit, targets, options)
+    job = _Job(rows, logit, masses, upstream.lse, g_lse, g_label, unit, targets, options)
     plan = _plan(job)
     weight, mean = _weigh_tail(job, plan)
     pull = _product(job.mass, rows.e) if targets.dc is not None else mean
@@ -135,12 +148,12 @@ def _plan(job: _Job) -> Plan:
     slots = (int(job.options.density * blocks * n) // pairs + blocks) * pairs
     plan = Plan(
         start=torch.empty(blocks + 1, dtype=torch.int32, device=device),
-        exact=torch.empty((), dtype=torch.int32, device=device),
+        exact=job.masses.exact,
         pair_row=torch.empty(slots, dtype=torch.int32, device=device),
         owner=torch.empty(slots // pairs, dtype=torch.int32, device=device),
     )
     counts = torch.empty(blocks, dtype=torch.int32, device=device)
-    factor = torch.exp(job.statistics.ref - job.statistics.lse)
+    factor = torch.exp(job.masses.ref - job.lse)
     share = (job.mass, factor, job.g_lse, rows.labels, rows.count)
     bar = job.options.pair_bar
     sizes = {"BLOCK": tiles.block, "CHUNK": 64 if interpreted() else 1024}
@@ -179,7 +192,7 @@ def _weigh_tail(job: _Job, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
         describe(logit.c, block, tiling.block_d),
         describe(rows.e[picked], sample, tiling.block_d),
         picked.to(torch.int32),
-        job.statistics.lse,
+        job.lse,
         job.g_lse,
         job.mass,
         plan.exact,
@@ -279,7 +292,7 @@ def _pair_logits(job: _Job, plan: Plan, turn: Round, lists: _Lists) -> None:
         plan.owner,
         plan.start,
         rows.labels,
-        job.statistics.lse,
+        job.lse,
         job.g_lse,
         job.g_label,
         lists.found,

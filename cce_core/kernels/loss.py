@@ -2,40 +2,28 @@
 
 Rule of use: CUDA of compute capability 8.0 or later (or the interpreter), E and C both bf16 or both
 fp16, D a multiple of 8 and 16-byte aligned rows for the tensor copy engine, C contiguous. The
-filtered backward serves bf16 without bias and without a gradient of the mean logit, and not the
+filtered backward serves bf16 without bias and without the mean logit, and not the
 deterministic mode, since the order of its lists varies; what it does not serve is computed exactly,
 which is always right.
 """
 
-from dataclasses import dataclass, replace
-
 import torch
 
 from cce_core.config import LossConfig
-from cce_core.kernels.filtered import Filter, filtered_gradients
+from cce_core.kernels.filtered import Filter, Masses, filtered_gradients
 from cce_core.kernels.launch import Logit
 from cce_core.kernels.rows import Rows, gather_rows
 from cce_core.kernels.slices import Targets, Upstream, exact_gradients
 from cce_core.kernels.statistics import RowStatistics, row_statistics
-from cce_core.kernels.tiling import interpreted
-from cce_core.problem import Gradients, Problem, RowGrads, RowStats, Wanted
+from cce_core.kernels.tiling import interpreted, tilings
+from cce_core.problem import Gradients, Problem, RowGrads, RowStats, State
 
 TIE = 2.0**-16
 """Relative distance under which the label's logit counts as the row's maximum: the two are summed
 in different orders, and must come out equal where the label is the argmax."""
 
-
-@dataclass
-class State:
-    """What the backward needs. The block masses serve one backward; a later one is exact."""
-
-    rows: Rows
-    logit: Logit
-    statistics: RowStatistics
-    filter: Filter | None
-    wanted: Wanted
-    bias_dtype: torch.dtype | None
-    exact: torch.Tensor | None = None  # () int32 after a filtered backward: 1 where it fell back
+ALIGNMENT = 16
+"""Bytes: the tensor copy engine's."""
 
 
 def refuses(problem: Problem, config: LossConfig) -> str | None:  # noqa: ARG001  the seam's shape
@@ -48,50 +36,93 @@ def refuses(problem: Problem, config: LossConfig) -> str | None:  # noqa: ARG001
             return "needs a GPU of compute capability 8.0 or later"
     if e.dtype not in (torch.bfloat16, torch.float16):
         return f"needs bfloat16 or float16, got {e.dtype}"
-    if e.shape[1] % 8 or not c.is_contiguous() or e.data_ptr() % 16 or c.data_ptr() % 16:
-        return f"needs a width that is a multiple of 8 and aligned rows, got width {e.shape[1]}"
+    if e.shape[1] % 8:
+        return f"needs a width that is a multiple of 8, got {e.shape[1]}"
+    if not c.is_contiguous() or c.storage_offset() * c.element_size() % ALIGNMENT:
+        return (
+            f"needs a contiguous c that begins at a multiple of {ALIGNMENT} bytes, got strides "
+            f"{c.stride()} and an offset of {c.storage_offset()} numbers"
+        )
     return None
+
+
+def _filter(problem: Problem, config: LossConfig) -> Filter | None:
+    """The filter of this problem's backward; None where it is exact."""
+    wanted = problem.wanted
+    served = problem.e.dtype == torch.bfloat16 and problem.bias is None and not wanted.mean
+    if config.eps is None or config.deterministic or not served or not wanted.gradients:
+        return None
+    return Filter.of(config.eps)
+
+
+def _logit(problem: Problem) -> Logit:
+    bias = None if problem.bias is None else problem.bias.float().contiguous()
+    return Logit(problem.c, bias, problem.head.scale, problem.head.softcap)
 
 
 def forward(problem: Problem, config: LossConfig) -> tuple[RowStats, State]:
     """Per-row statistics of the logits, none of which is stored."""
-    wanted, bias = problem.wanted, problem.bias
-    e = problem.e if problem.e.stride(-1) == 1 else problem.e.contiguous()
-    head = Logit(
-        problem.c,
-        None if bias is None else bias.float().contiguous(),
-        problem.head.scale,
-        problem.head.softcap,
-    )
-    served = e.dtype == torch.bfloat16 and bias is None and not config.deterministic
-    eps = config.eps if wanted.gradients and served else None
-    rows = gather_rows(
-        e,
+    wanted, head = problem.wanted, _logit(problem)
+    options = _filter(problem, config)
+    rows, label_logit = gather_rows(
+        problem.e if problem.e.stride(-1) == 1 else problem.e.contiguous(),
         head.c,
         head.bias,
         problem.targets,
         scale=head.scale,
         softcap=head.softcap,
-        compact=wanted.gradients or not e.is_contiguous(),
+        compact=wanted.gradients or not _readable(problem.e),
     )
     found = row_statistics(
         rows,
+        label_logit,
         head,
         mean=wanted.mean,
         entropy=wanted.entropy,
-        mass=eps is not None,
+        mass=options is not None,
         ordered=config.deterministic,
     )
-    options = None if eps is None else Filter.of(eps)
-    kind = None if bias is None else bias.dtype
-    return _spread(rows, found), State(rows, head, found, options, wanted, kind)
+    stats = _spread(rows, label_logit, found)
+    if not wanted.gradients:
+        return stats, ()
+    if found.mass is None:
+        return stats, rows.tensors
+    return stats, (*rows.tensors, *Masses.of(found.ref, found.mass))
 
 
-def _spread(rows: Rows, found: RowStatistics) -> RowStats:
+def _readable(e: torch.Tensor) -> bool:
+    """Whether the tensor copy engine can read E where it stands."""
+    return e.is_contiguous() and e.data_ptr() % ALIGNMENT == 0
+
+
+def new_state(problem: Problem, config: LossConfig) -> State:
+    """The rows that count, and their masses where the backward filters; shapes alone."""
+    if not problem.wanted.gradients:
+        return ()
+    e, n = problem.e, problem.e.shape[0]
+    new = e.new_empty
+    rows = Rows(
+        e=new(e.shape),
+        labels=new(n, dtype=torch.int64),
+        index=new(n, dtype=torch.int32),
+        count=new((), dtype=torch.int32),
+    )
+    if _filter(problem, config) is None:
+        return rows.tensors
+    block = tilings(e.device).block
+    blocks = (problem.c.shape[0] + block - 1) // block
+    masses = Masses(
+        ref=new(n, dtype=torch.float32),
+        mass=new((blocks, n), dtype=torch.bfloat16),
+        exact=new((), dtype=torch.int32),
+    )
+    return (*rows.tensors, *masses)
+
+
+def _spread(rows: Rows, label: torch.Tensor, found: RowStatistics) -> RowStats:
     """Back to the order of E; zero where a row does not count."""
     place = rows.index.long()
     counted = (torch.arange(len(place), device=place.device) < rows.count) & (rows.labels >= 0)
-    label = rows.label_logit
     tied = label >= found.peak - TIE * found.peak.abs().clamp(min=1.0)
 
     def spread(values: torch.Tensor) -> torch.Tensor:
@@ -106,9 +137,17 @@ def _spread(rows: Rows, found: RowStatistics) -> RowStats:
     )
 
 
-def backward(state: State, upstream: RowGrads) -> Gradients:
+def backward(
+    problem: Problem,
+    config: LossConfig,
+    lse: torch.Tensor,
+    state: State,
+    upstream: RowGrads,
+) -> Gradients:
     """The gradients that the problem wanted, from those of its statistics."""
-    rows, head, wanted = state.rows, state.logit, state.wanted
+    e, labels, index, count, *left = state
+    rows = Rows(e, labels, index, count)
+    head, wanted, bias = _logit(problem), problem.wanted, problem.bias
     place = rows.index.long()
     counted = torch.arange(len(place), device=place.device) < rows.count
 
@@ -116,27 +155,26 @@ def backward(state: State, upstream: RowGrads) -> Gradients:
         return torch.where(counted, values[place].float(), 0.0)
 
     given = Upstream(
-        state.statistics.lse,
+        compact(lse),
         compact(upstream.lse),
         compact(upstream.label_logit),
         None if upstream.mean_logit is None else compact(upstream.mean_logit),
     )
-    shape = (len(place), head.c.shape[1])
     targets = Targets(
-        torch.zeros(shape, dtype=rows.e.dtype, device=place.device) if wanted.e else None,
+        torch.zeros_like(rows.e) if wanted.e else None,
         torch.empty_like(head.c) if wanted.c else None,
         torch.empty_like(head.bias) if wanted.bias and head.bias is not None else None,
     )
-    state.exact = _filtered(state, given, targets)
-    exact_gradients(rows, head, given, targets, state.exact)
+    options = _filter(problem, config)
+    if options is None:
+        exact_gradients(rows, head, given, targets)
+    else:
+        masses = Masses(*left)
+        fallback = filtered_gradients(rows, head, masses, given, targets, options)
+        exact_gradients(rows, head, given, targets, fallback, held=masses.mass.nbytes)
     dbias = targets.dbias
-    return Gradients(targets.de, targets.dc, None if dbias is None else dbias.to(state.bias_dtype))
-
-
-def _filtered(state: State, upstream: Upstream, targets: Targets) -> torch.Tensor | None:
-    """The filtered gradients, once; the masses it consumes are freed. None where not served."""
-    options, statistics = state.filter, state.statistics
-    if options is None or upstream.g_mean is not None:
-        return None
-    state.filter, state.statistics = None, replace(statistics, mass=None)
-    return filtered_gradients(state.rows, state.logit, statistics, upstream, targets, options)
+    return Gradients(
+        targets.de,
+        targets.dc,
+        None if dbias is None or bias is None else dbias.to(bias.dtype),
+    )

@@ -3,7 +3,8 @@
 A pair is kept when its share of the row's gradient, |g_lse[i]| mass[b, i] exp(ref[i] - lse[i]),
 passes eps times the mean |g_lse|, or when it holds the row's label. Kept pairs are listed by block,
 each block's list padded to whole chunks. Dropped pairs leave their mass behind, in place, for the
-mean-field tail. If the pairs outgrow the list, it stays empty and `exact` is set.
+mean-field tail. If the pairs outgrow the list, or the masses were used before, it stays empty and
+`exact` is set.
 N rows, blocks b of BLOCK columns.
 """
 
@@ -56,17 +57,18 @@ def count_kernel(
 def plan_kernel(
     count_ptr,  # (B,) int32
     start_ptr,  # (B + 1,) int32, out: first slot of each block's list
-    exact_ptr,  # () int32, out
+    exact_ptr,  # () int32: negative before the masses' first use; out: 1 where exact has to serve
     blocks,
     slots,  # what the list of pairs has room for
     PAIRS: tl.constexpr,  # slots a chunk has
     SIZE: tl.constexpr,  # a power of two, at least B + 1
 ):
+    used = tl.load(exact_ptr) >= 0  # before the barriers of the sum, behind which it is overwritten
     block = tl.arange(0, SIZE)
     count = tl.load(count_ptr + block, mask=block < blocks, other=0)
     padded = (count + PAIRS - 1) // PAIRS * PAIRS
     end = tl.cumsum(padded)
-    exact = (tl.max(end) > slots).to(tl.int32)
+    exact = (used | (tl.max(end) > slots)).to(tl.int32)
     tl.store(exact_ptr, exact)
     tl.store(start_ptr + block, tl.where(exact > 0, 0, end - padded), mask=block <= blocks)
 

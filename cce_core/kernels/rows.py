@@ -27,7 +27,11 @@ class Rows:
     labels: torch.Tensor  # (N,) int64
     index: torch.Tensor  # (N,) int32, where each row came from
     count: torch.Tensor  # () int32, on the device
-    label_logit: torch.Tensor  # (N,) fp32
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All of them, in the order of the fields."""
+        return self.e, self.labels, self.index, self.count
 
 
 @triton.jit
@@ -81,8 +85,10 @@ def gather_rows(
     scale: float,
     softcap: float | None,
     compact: bool,
-) -> Rows:
+) -> tuple[Rows, torch.Tensor]:
     """Bring the labelled rows together (`compact`) or take them as they stand, unlabelled too.
+
+    Returns them and their labels' logits, fp32 (N,), zero where there is none.
 
     Args:
         e: (N, D) of any strides with a unit last one.
@@ -125,4 +131,4 @@ def gather_rows(
         BLOCK_D=min(1024, triton.next_power_of_2(d)),
         num_warps=4,
     )
-    return Rows(out, labels, index, count, logit)
+    return Rows(out, labels, index, count), logit

@@ -82,15 +82,20 @@ def exact_gradients(
     upstream: Upstream,
     targets: Targets,
     wanted: torch.Tensor | None = None,
+    held: int = 0,
 ) -> None:
-    """Write dE, dC and dbias exactly; with `wanted`, () int32, only if the device finds it 1."""
+    """Write dE, dC and dbias exactly; with `wanted`, () int32, only if the device finds it 1.
+
+    `held` is how much of the scratch's bound others hold meanwhile, in bytes.
+    """
     n, d = rows.e.shape
     v = logit.c.shape[0]
     device, dtype = rows.e.device, rows.e.dtype
     aux_type = torch.int8 if dtype == torch.bfloat16 else torch.float32
     aux = torch.empty((n, d) if targets.de is not None else (1, 16), dtype=aux_type, device=device)
     alone = targets.dc is None or targets.dbias is not None
-    width = scratch_columns(n, v, dtype.itemsize, rows.e.nbytes + aux.nbytes, alone=alone)
+    taken = rows.e.nbytes + aux.nbytes + held
+    width = scratch_columns(n, v, dtype.itemsize, taken, alone=alone)
     make = torch.zeros if targets.dbias is not None else torch.empty
     scratch = make((n, width), dtype=dtype, device=device)
     slices = list(vocabulary_slices(scratch, None if alone else targets.dc, v))

@@ -27,12 +27,20 @@ class RowStatistics:
 
 
 def row_statistics(
-    rows: Rows, logit: Logit, *, mean: bool, entropy: bool, mass: bool, ordered: bool = False
+    rows: Rows,
+    label_logit: torch.Tensor,
+    logit: Logit,
+    *,
+    mean: bool,
+    entropy: bool,
+    mass: bool,
+    ordered: bool = False,
 ) -> RowStatistics:
     """Run the forward over every tile once (twice where a row's reference was out of reach).
 
     Args:
         rows: the rows that count.
+        label_logit: their labels' logits, fp32 (N,): the sums' reference.
         logit: the head.
         mean: also sum the logits, for mean_v z.
         entropy: also sum z exp(z), for the entropy.
@@ -52,7 +60,7 @@ def row_statistics(
         ordered,
     )
     live = torch.arange(n, device=device) < rows.count
-    ref = rows.label_logit
+    ref = label_logit
     _sweep(rows, logit, ref, found, redo=None)
     if 2 * logit.reach > CLAMP.value:
         far = (found.peak - ref > CLAMP.value) & live

@@ -90,7 +90,13 @@ class Records:
         return self.standing(job_id, org).tag
 
     def page(
-        self, org: str, *, after: str | None, limit: int, metadata: dict[str, str]
+        self,
+        org: str,
+        *,
+        after: str | None,
+        limit: int,
+        metadata: dict[str, str],
+        only_comparisons: bool = False,
     ) -> Page[JobRecord]:
         """Jobs of `org`, newest first, behind the cursor `after`, with all of `metadata`.
 
@@ -100,7 +106,12 @@ class Records:
 
         def load(ids: list[str]) -> list[JobRecord]:
             records = self._many(ids)
-            return [job for job in records if metadata.items() <= job.spec.metadata.items()]
+            return [
+                job
+                for job in records
+                if metadata.items() <= job.spec.metadata.items()
+                and (job.spec.comparison is not None or not only_comparisons)
+            ]
 
         index.check_cursor(after, PREFIX)
         return index.page(self._redis, keys.org_index(org, "jobs"), load, after=after, limit=limit)

@@ -4,9 +4,11 @@ Names and ranges of `Hyperparameters` are the OpenAI wire format's; `TrainingOpt
 Headroom's documented extension fields, sent beside them at the top level of the body.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
+
+from service.contract.memory import LossName
 
 Auto = Literal["auto"]
 LrScheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
@@ -107,8 +109,34 @@ class TrainingOptions(Options):
     )
 
 
+Item = TypeVar("Item", int, str)
+
+
+def _each_once(items: list[Item]) -> list[Item]:
+    if len({*items}) < len(items):
+        raise ValueError("Each may be named once")
+    return items
+
+
+_UNIQUE = AfterValidator(_each_once), Field(min_length=1, json_schema_extra={"uniqueItems": True})
+
+
+class ComparisonOptions(Options):
+    """What a comparison runs: each loss at each batch size, for the same steps from one start."""
+
+    losses: Auto | Annotated[list[LossName], *_UNIQUE] = Field(
+        "auto", description="auto: all; compiled_full_logits on CUDA alone."
+    )
+    batch_sizes: Annotated[
+        list[Annotated[int, Field(ge=1, le=256)]], *_UNIQUE, Field(max_length=8)
+    ] = Field([1, 2, 4, 8], description="Sequences per optimizer step, worked on at once.")
+    steps: Annotated[int, Field(ge=4, le=10_000)] = Field(
+        20, description="Optimizer steps of each loss at each batch size."
+    )
+
+
 class JobSpec(Options):
-    """A fine-tuning job as asked for; immutable once created."""
+    """A fine-tuning job, or a comparison, as asked for; immutable once created."""
 
     model: str
     training_file: str
@@ -118,6 +146,7 @@ class JobSpec(Options):
     hyperparameters: Hyperparameters = Hyperparameters()
     options: TrainingOptions = TrainingOptions()
     metadata: dict[str, str] = {}
+    comparison: ComparisonOptions | None = None
 
 
 class ResolvedOptions(Options):

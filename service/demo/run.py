@@ -169,7 +169,7 @@ def _compare(console: Console, trained: Trained, pair: Pair, before: str, after:
 
 
 def _judge(trained: Trained) -> None:
-    if trained.fall < REQUIRED_FALL:
+    if not trained.fall >= REQUIRED_FALL:  # NaN fails too
         raise DemoFailed(
             f"The validation loss fell by {trained.fall:.0%}; {REQUIRED_FALL:.0%} is expected."
         )

@@ -50,6 +50,9 @@ _CREATED: dict[int | str, dict[str, Any]] = {
     201: {"links": _LINKS},
 }
 Limit = Annotated[int, Query(ge=1, le=1000)]
+Order = Annotated[
+    Literal["asc", "desc"], Query(description="Extension: `asc`, oldest first, for followers.")
+]
 
 
 async def _metadata(request: Request) -> dict[str, str]:
@@ -91,7 +94,7 @@ def list_jobs(
     after: str | None = None,
     limit: Limit = 20,
 ) -> Listing[Job]:
-    """Jobs, newest first."""
+    """Jobs, newest first, comparisons among them."""
     page = services.store.page(org, after=after, limit=limit, metadata=metadata)
     return Listing.of(jobs.views(services, page.items), has_more=page.has_more)
 
@@ -100,7 +103,7 @@ def list_jobs(
 def get_job(
     job_id: str, org: Organization, services: ServicesDep, changed: IfChanged, response: Response
 ) -> Response:
-    """A job as it stands. Poll with `If-None-Match`: 304 costs next to nothing."""
+    """A job as it stands. Poll with `If-None-Match`: the answer is 304 while nothing is new."""
     standing = services.store.standing(job_id, org)
     changed.check(standing.tag)
     shown = jobs.shown(standing)
@@ -125,10 +128,7 @@ def list_events(
     changed: IfChanged,
     after: str | None = None,
     limit: Limit = 20,
-    order: Annotated[
-        Literal["asc", "desc"],
-        Query(description="Extension: `asc`, oldest first, for followers."),
-    ] = "desc",
+    order: Order = "desc",
 ) -> Listing[JobEvent]:
     """A job's history, newest first; with `order=asc`, `after` is the last event already seen."""
     changed.check(services.store.version(job_id, org))

@@ -6,6 +6,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where the kernels run: on the GPU, or interpreted."""
+
 
 @dataclass
 class Case:
@@ -25,6 +28,13 @@ class Case:
 
         bias = None if self.bias is None else leaf(self.bias)
         return Case(leaf(self.e), leaf(self.c), self.targets, bias, self.options)
+
+    def to(self, device: torch.device) -> "Case":
+        """The same problem on another device."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return Case(
+            self.e.to(device), self.c.to(device), self.targets.to(device), bias, self.options
+        )
 
     @property
     def grads(self) -> list[torch.Tensor]:

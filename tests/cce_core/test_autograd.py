@@ -6,12 +6,13 @@ import weakref
 import pytest
 import torch
 
-from cce_core import LossConfig, blocked, linear_cross_entropy, reference
+from cce_core import LossConfig, linear_cross_entropy, reference
 from cce_core.autograd import row_statistics
 from cce_core.problem import Head, Problem, RowStats, Wanted
-from tests.cce_core.problems import make
+from tests.cce_core.problems import DEVICE, Case, error, make
 
 SMALL = LossConfig(implementation="blocked", scratch_bytes=400)
+KERNELS = LossConfig(implementation="triton")
 ALL = Wanted(e=True, c=True, bias=True, mean=True, entropy=True)
 HEAD = Head(softcap=3.0, scale=0.7)
 
@@ -20,20 +21,24 @@ def small_case(**options):
     return make(7, 11, 4, torch.float64, bias=True, **options).leaves()
 
 
-def statistics(e, c, bias, targets, implementation=blocked) -> RowStats:
-    rows = targets.masked_fill(targets < 0, -1)
-    problem = Problem(e, c, bias, rows, HEAD, ALL)
-    if implementation is reference:
-        return reference.row_statistics(problem)
-    return row_statistics(problem, implementation, SMALL)
+def by_reference(problem: Problem) -> RowStats:
+    return reference.row_statistics(problem)
 
 
-@pytest.mark.parametrize("implementation", [reference, blocked], ids=["reference", "blocked"])
-def test_gradients_of_every_statistic(implementation) -> None:
+def by_blocks(problem: Problem) -> RowStats:
+    return row_statistics(problem, SMALL)
+
+
+def statistics(e, c, bias, targets, compute=by_blocks) -> RowStats:
+    return compute(Problem(e, c, bias, targets.masked_fill(targets < 0, -1), HEAD, ALL))
+
+
+@pytest.mark.parametrize("compute", [by_reference, by_blocks])
+def test_gradients_of_every_statistic(compute) -> None:
     case = small_case(ignored=0.3)
 
     def differentiable(e, c, bias):
-        stats = statistics(e, c, bias, case.targets, implementation)
+        stats = statistics(e, c, bias, case.targets, compute)
         return stats.lse, stats.label_logit, stats.mean_logit
 
     assert torch.autograd.gradcheck(differentiable, (case.e, case.c, case.bias))
@@ -115,32 +120,46 @@ def test_an_input_changed_in_place_is_noticed() -> None:
         loss.backward()
 
 
+def kernels_loss() -> tuple[Case, torch.Tensor, list[weakref.ref]]:
+    """A loss by the kernels, and all that its graph holds beside the inputs."""
+    case = make(16, 64, 16, torch.bfloat16, ignored=0.3).to(DEVICE).leaves()
+    loss = linear_cross_entropy(case.e, case.c, case.targets, config=KERNELS)
+    held = step(loss.grad_fn).saved_tensors[5:]  # behind e, c, bias, targets and lse
+    return case, loss, [weakref.ref(tensor) for tensor in held]
+
+
 def step(graph_node):
     """The step's node under the graph of a loss."""
-    if hasattr(graph_node, "call"):
+    if "Statistics" in graph_node.name():
         return graph_node
     return next(filter(None, (step(node) for node, _ in graph_node.next_functions if node)), None)
 
 
-def test_a_kept_loss_keeps_no_state() -> None:
-    case = small_case()
-    loss = linear_cross_entropy(case.e, case.c, case.targets, config=SMALL)
-    call = step(loss.grad_fn).call
-    assert call.state is not None
+def test_a_kept_loss_keeps_no_scratch() -> None:
+    _, loss, scratch = kernels_loss()
+    assert all(reference() is not None for reference in scratch)
     loss.backward()
-    assert call.state is None
+    assert all(reference() is None for reference in scratch)
 
 
 def test_a_dropped_loss_is_freed_without_the_garbage_collector() -> None:
-    case = small_case()
-    loss = linear_cross_entropy(case.e, case.c, case.targets, config=SMALL)
-    state = weakref.ref(step(loss.grad_fn).call.state)
     gc.disable()
     try:
+        _, loss, scratch = kernels_loss()
+        assert all(reference() is not None for reference in scratch)
         del loss
-        assert state() is None
+        assert all(reference() is None for reference in scratch)
     finally:
         gc.enable()
+
+
+def test_a_second_backward_of_the_kernels() -> None:
+    case, loss, _ = kernels_loss()
+    loss.backward(retain_graph=True)
+    once = [gradient.clone() for gradient in case.grads]
+    loss.backward()
+    for twice, first in zip(case.grads, once, strict=True):
+        assert error(twice, 2 * first) < 2e-2
 
 
 def test_tied_weights_add_up() -> None:
@@ -164,15 +183,35 @@ def test_a_function_transform_takes_the_gradient() -> None:
     torch.testing.assert_close(dc, other.c.grad)
 
 
-# Dynamo itself looks at the .grad of the tensors that it hands over a graph break.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_a_compiled_caller_gets_the_same_loss() -> None:
+def test_what_a_function_transform_leaves_to_the_level_below() -> None:
     case, other = small_case(), small_case()
 
-    @torch.compile(backend="eager")
-    def loss(e, c):
-        return linear_cross_entropy(torch.tanh(e), c, case.targets, config=SMALL)
+    def loss(e):
+        return linear_cross_entropy(e, 2 * case.c, case.targets, config=SMALL)
 
-    loss(case.e, case.c).backward()
-    linear_cross_entropy(torch.tanh(other.e), other.c, other.targets, config=SMALL).backward()
-    torch.testing.assert_close(case.e.grad, other.e.grad)
+    _, value = torch.func.grad_and_value(loss)(case.e.detach())
+    value.backward()
+    linear_cross_entropy(other.e, 2 * other.c, other.targets, config=SMALL).backward()
+    torch.testing.assert_close(case.c.grad, other.c.grad)
+
+
+# torch scripts its own decompositions when these transforms are first used.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (lambda f, e: torch.func.hessian(f)(e), "takes no vmap: its rows are a batch already"),
+        (lambda f, e: torch.vmap(f)(e[None]), "takes no vmap: its rows are a batch already"),
+        (lambda f, e: torch.func.grad(lambda e: torch.func.grad(f)(e).sum())(e), "'reference'"),
+        (lambda f, e: torch.func.jvp(f, (e,), (e,)), "first derivatives, in reverse mode"),
+    ],
+    ids=["hessian", "vmap", "grad of grad", "jvp"],
+)
+def test_a_function_transform_that_is_not_served_is_refused(transform, message) -> None:
+    case = small_case()
+
+    def loss(e):
+        return linear_cross_entropy(e, case.c, case.targets, config=SMALL)
+
+    with pytest.raises(NotImplementedError, match=message):
+        transform(loss, case.e.detach())

@@ -44,8 +44,9 @@ fail-on = true
 # No schema tells that a file holds training data, or which options go together.
 positive_data_acceptance.enabled = false
 
+# What is made up at random is no training data, and names no model and no file.
 [[operations]]
-include-operation-id = "upload_file"
+include-operation-id = ["upload_file", "create_job", "create_comparison"]
 warnings = false
 
 # `test_problems.py` tries every method on every route.
@@ -54,6 +55,7 @@ unexpected-methods = []
 
 [parameters]
 "path.job_id" = "{job}"
+"path.comparison_id" = "{comparison}"
 "path.file_id" = "{file}"
 "path.model_id" = "{model}"
 "path.name" = "config.json"
@@ -88,11 +90,19 @@ def job_id(store: Store, storage: Storage, models: Models) -> str:
     return claim.job_id
 
 
+@pytest.fixture
+def comparison_id(store: Store) -> str:
+    """A running comparison on the same file."""
+    asked = {"losses": ["cce"], "batch_sizes": [1], "steps": 4}
+    fields = {"model": MODEL, "training_file": FILE, "comparison": asked}
+    return start(store, create(store, org="org-local", **fields)).job_id
+
+
 @pytest.mark.slow
 def test_every_answer_is_one_that_the_document_describes(
-    documented: str, job_id: str, tmp_path: Path
+    documented: str, job_id: str, comparison_id: str, tmp_path: Path
 ) -> None:
-    config = CONFIG.format(job=job_id, file=FILE, model=TUNED)
+    config = CONFIG.format(job=job_id, comparison=comparison_id, file=FILE, model=TUNED)
     (tmp_path / "schemathesis.toml").write_text(config)
     program = Path(sys.executable).with_name("schemathesis")
     done = subprocess.run(

@@ -110,7 +110,7 @@ class Deployment:
                 "model_folders": [folder / "models"],
                 "work_dir": folder / "work",
                 "trainer_command": TRAINER,
-                "device_command": ["echo", DEVICE.model_dump_json()],
+                "device_command": ["sh", "-c", f"echo '{DEVICE.model_dump_json()}'"],
                 "worker_name": "test",
                 "lease_s": 2.0,
                 "heartbeat_s": 0.2,

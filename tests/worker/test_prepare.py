@@ -111,6 +111,13 @@ def test_the_spec_is_the_jobs(stored: Deployment, workdir: Path) -> None:
     assert (spec.validation, spec.base_model, spec.resume_from) == (None, None, None)
 
 
+@pytest.mark.parametrize("device", ["auto", "cuda", "cpu"])
+def test_the_device_is_the_workers(stored: Deployment, workdir: Path, device: str) -> None:
+    stored.settings = stored.settings.model_copy(update={"device": device})
+    _, spec = prepare(stored, workdir, stored.create())
+    assert spec.device == device
+
+
 # Models
 
 
@@ -119,6 +126,17 @@ def test_a_base_model_is_the_folder_of_the_allow_list(stored: Deployment, workdi
     folder = str(stored.folder / "models" / "base")
     assert model == ModelSource(load=folder, under=None, base="base")
     assert spec.model_source == folder
+
+
+def test_weights_that_cannot_be_read_are_named(stored: Deployment, workdir: Path) -> None:
+    """A link that leads nowhere stands for another user's file, which root could read."""
+    weights = stored.folder / "models" / "base" / "model.safetensors"
+    weights.symlink_to("../../blobs/0a1b2c")
+    under_an_adapter = tuned(stored, "on-base", kind="lora")
+    for name in ("base", under_an_adapter):
+        error = failure(stored, workdir, stored.create(model=name))
+        assert (error.code, error.param) == ("model_unavailable", "model")
+        assert str(weights) in error.message
 
 
 @pytest.mark.parametrize("name", ["../base", "/etc", "base/../base", "elsewhere", "org/base"])

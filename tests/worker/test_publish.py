@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from service.contract.comparison import CSV_NAME, HTML_NAME, JSON_NAME
 from service.contract.errors import JobFailure, LostClaim
 from tests.worker.support import ORG, Deployment
 from tests.worker.test_events import RECEIPT
-from worker.events import CheckpointWritten, Result
+from worker.events import CheckpointWritten, Compared, Result
 from worker.publish import Publisher
 
 
@@ -160,6 +161,21 @@ def test_a_result_is_there_when_the_job_has_succeeded(stored: Deployment) -> Non
         assert content == contents[file.filename]
         assert (file.bytes, file.purpose) == (len(content), "fine-tune-results")
         assert file.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_a_comparison_ends_with_its_reports_and_no_model(stored: Deployment) -> None:
+    job_id = stored.create()
+    contents = {name: name.encode() for name in (JSON_NAME, CSV_NAME, HTML_NAME)}
+    json_report, csv_table, html_report = (stored.folder / name for name in contents)
+    for name, content in contents.items():
+        (stored.folder / name).write_bytes(content)
+    line = Compared(json_report=json_report, csv_table=csv_table, html_report=html_report)
+    publisher(stored, job_id).comparison(line)
+    record = stored.store.get(job_id)
+    assert (record.status, record.fine_tuned_model) == ("succeeded", None)
+    assert stored.models.all(ORG) == []
+    files = [stored.files.get(ORG, file_id) for file_id in record.result_files]
+    assert {file.filename: read(stored, file.path) for file in files} == contents
 
 
 def test_nothing_names_the_result_of_an_attempt_that_lost_its_job(stored: Deployment) -> None:

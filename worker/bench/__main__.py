@@ -29,7 +29,7 @@ MODES = ("full", "lora")
 def main(arguments: list[str]) -> int:
     """Run the cases, write rows as they come, and print the table."""
     options = _parser().parse_args(arguments)
-    device = pick_device()
+    device = pick_device("auto")
     if device.type == "cpu" and options.memory_gib is None:
         sys.stderr.write("without a GPU, --memory-gib must say what is to be the limit\n")
         return 2

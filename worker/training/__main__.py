@@ -9,7 +9,7 @@ from pathlib import Path
 
 from service.contract.errors import JobFailure
 from worker.events import Failed, RunSpec
-from worker.training import oom, trainer
+from worker.training import comparison, oom, trainer
 from worker.training.reporter import Reporter
 
 
@@ -21,7 +21,10 @@ def main() -> None:
     arguments = parser.parse_args()
     spec = RunSpec.model_validate_json(arguments.spec.read_text())
     reporter = Reporter(arguments.events_fd)
-    work = trainer.validate if spec.mode == "validate" else trainer.train
+    if spec.mode == "validate":
+        work = trainer.validate
+    else:
+        work = trainer.train if spec.job.comparison is None else comparison.compare
     try:
         with oom.besides_training():
             work(spec, reporter)

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -13,6 +14,7 @@ _ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+) ([KMGT]i)?[Bb]")
 _CPU_REFUSAL = "DefaultCPUAllocator: can't allocate memory"
 _POWERS = {None: 0, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
 
+T = TypeVar("T")
 # Runs the work; returns what outlives it, which is not counted.
 Work = Callable[[], list[torch.Tensor]]
 
@@ -66,6 +68,18 @@ def peak_of(work: Work, device: torch.device) -> Peak | OutOfMemory:
         failed = OutOfMemory(asked_bytes(error))
     # Out of the except block: the error's frames hold on to what was allocated.
     torch.cuda.empty_cache()
+    return failed
+
+
+def attempt(work: Callable[[], T]) -> T | OutOfMemory:
+    """What `work` returns, or that it did not fit; then nothing that it alone held stays."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        failed = OutOfMemory(asked_bytes(error))
+    torch.cuda.empty_cache()  # out of the except block: see `peak_of`
     return failed
 
 

@@ -1,33 +1,40 @@
 """The device of a job: which it is, its name, and how much of its memory is in use.
 
-`python -m worker.training.device` says which it is, as JSON, for the worker to announce.
+`python -m worker.training.device auto` says which it is, as JSON, for the worker to announce.
 """
 
+import argparse
 import os
 import platform
 import re
 import resource
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from service.contract.device import Device
 from service.contract.errors import JobFailure
+from worker.events import DeviceChoice
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 _PAGE_BYTES = resource.getpagesize()
 
 
-def pick_device() -> torch.device:
-    """CUDA where torch was built for it and has a device, else CPU.
+def pick_device(wanted: DeviceChoice) -> torch.device:
+    """The wanted device; `auto` is CUDA where torch was built for it and has a device, else CPU.
 
     Raises:
-        JobFailure: There is a GPU driver, but torch can't use it: no silent fall to the CPU.
+        JobFailure: CUDA is wanted or a GPU there, but can't be used: no silent fall to the CPU.
     """
+    if wanted == "cpu":
+        return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda")
+    if wanted == "cuda":
+        message = "This worker trains on a GPU alone, and CUDA finds none: has it been lost?"
+        raise JobFailure("device_unavailable", message)
     if torch.version.cuda is not None and torch.cuda.device_count() > 0:
         message = "A GPU is there, but CUDA does not start; see the worker's log."
         raise JobFailure("device_unavailable", message)
@@ -95,4 +102,6 @@ def facts(device: torch.device) -> Device:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(facts(pick_device()).model_dump_json())
+    parser = argparse.ArgumentParser(prog="python -m worker.training.device")
+    parser.add_argument("wanted", choices=get_args(DeviceChoice))
+    sys.stdout.write(facts(pick_device(parser.parse_args().wanted)).model_dump_json())

@@ -30,6 +30,17 @@ class MasterAdamW(torch.optim.AdamW):
             master.grad = None if held.grad is None else held.grad.float()
             held.grad = None
 
+    @torch.no_grad()
+    def restart(self, lr: float) -> None:
+        """Begin anew at a constant rate, from the model's weights as they are now."""
+        self.state.clear()
+        self.zero_grad(set_to_none=True)
+        for group in self.param_groups:
+            group["lr"] = lr
+        for held, master in self._copies():
+            held.grad = None
+            master.copy_(held)
+
     # The base class declares overloads for closures, which nobody here passes.
     def step(self) -> None:  # type: ignore[override]
         """Update the masters by their gradients, and the model's weights from them."""

@@ -54,11 +54,11 @@ def validate(spec: RunSpec, reporter: Reporter) -> None:
     )
 
 
-def train(spec: RunSpec, reporter: Reporter) -> None:
-    """Do the job."""
+def open_session(spec: RunSpec, reporter: Reporter) -> tuple[Session, Position]:
+    """Load all that the job works with, and put it where the last attempt left it."""
     reporter.phase("loading")
     checkpoint.seed_everything(spec.job.seed)
-    device = pick_device()
+    device = pick_device(spec.device)
     tokenizer, config = load_tokenizer(spec), load_config(spec)
     length = sequence_length(spec.job, context_of(config))
     reporter.phase("validating")
@@ -70,7 +70,8 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
         cuda=device.type == "cuda",
         max_micro_batch_size=spec.max_micro_batch_size,
     )
-    reporter.send(Resolved(options=resolved))
+    if spec.job.comparison is None:  # which has no batch size of its own
+        reporter.send(Resolved(options=resolved))
     reporter.phase("loading")
     model = load_model(spec, resolved, device)
     run = _run(model, tokenizer, spec, resolved)
@@ -84,7 +85,13 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
     if spec.resume_from is not None:
         position = checkpoint.resume(run, spec.resume_from)
         reporter.send(Message(message=f"Resumed from the checkpoint at step {position.step}."))
-    session = settle(Session(spec, resolved, rows, run, parts, loss_config, reporter))
+    return Session(spec, resolved, rows, run, parts, loss_config, reporter), position
+
+
+def train(spec: RunSpec, reporter: Reporter) -> None:
+    """Do the job."""
+    session, position = open_session(spec, reporter)
+    session = settle(session)
     ledger, parity = _measure(session, position)
     forecast = Forecast(session, position.step)
     with oom.while_training(session):

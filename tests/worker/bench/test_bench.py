@@ -26,7 +26,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "pick_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(bench, "pick_device", lambda _: torch.device("cpu"))
 
 
 def run(path: Path, *arguments: str) -> list[dict[str, Any]]:

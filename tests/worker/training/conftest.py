@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tests.support.stack import write_chat
 from tests.worker.training.support import Outcome, make_spec, train
-from worker.training import starter, trainer
+from worker.training import starter
 
 SHAPE = {"vocab-size": 384, "width": 32, "layers": 2, "heads": 2, "context": 128}
 
@@ -26,12 +26,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trainer's tests compare bits and bytes of the CPU, whatever the machine has."""
-    monkeypatch.setattr(trainer, "pick_device", lambda: torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

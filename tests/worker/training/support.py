@@ -11,7 +11,7 @@ import transformers
 
 from service.contract.spec import JobSpec, ResolvedOptions, TrainingOptions
 from worker.events import LINE, DataSource, Line, Metrics, Result, RunSpec
-from worker.training import trainer
+from worker.training import comparison, trainer
 from worker.training.reporter import Reporter
 
 T = TypeVar("T")
@@ -84,10 +84,12 @@ def make_spec(
 ) -> RunSpec:
     """What the supervisor hands to the trainer; `options` are the job's, or the run spec's own."""
     own = {name: options.pop(name) for name in RunSpec.model_fields if name in options}
+    compared = options.pop("comparison", None)
     job = JobSpec(
         model="tiny",
         training_file="file-training",
         seed=seed,
+        comparison=compared,
         hyperparameters={"n_epochs": 1, "batch_size": 4, **(hyperparameters or {})},
         options=TrainingOptions(**{"memory_ledger": False, "learning_rate": 1e-2, **options}),
     )
@@ -100,6 +102,8 @@ def make_spec(
             "training": source(folder / "training.jsonl", rows),
             "validation": source(folder / "validation.jsonl", validation) if validation else None,
             "workdir": folder,
+            # Bits and bytes of the CPU are compared, whatever the machine has.
+            "device": "cpu",
             **own,
         }
     )
@@ -157,6 +161,11 @@ class Outcome:
 def train(spec: RunSpec) -> Outcome:
     """Do a job in this process."""
     return _said(spec, lambda reporter: trainer.train(spec, reporter))
+
+
+def compare(spec: RunSpec) -> Outcome:
+    """Do a comparison in this process."""
+    return _said(spec, lambda reporter: comparison.compare(spec, reporter))
 
 
 def validate(spec: RunSpec) -> Outcome:

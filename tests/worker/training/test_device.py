@@ -16,7 +16,7 @@ from worker.training.device import pick_device
 def test_the_program_tells_the_device_of_this_machine() -> None:
     command = WorkerSettings().device_command
     assert command[1:] == ["-m", "worker.training.device"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, "auto"], capture_output=True, text=True, check=True)
     device = Device.model_validate_json(done.stdout)
     if device.kind == "cpu":
         assert device.name == "cpu"
@@ -35,7 +35,25 @@ def test_it_needs_no_model_library() -> None:
 def test_without_a_gpu_the_device_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert pick_device() == torch.device("cpu")
+    assert pick_device("auto") == torch.device("cpu")
+
+
+def test_a_worker_for_gpus_does_not_train_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(JobFailure) as failure:
+        pick_device("cuda")
+    assert failure.value.code == "device_unavailable"
+
+
+def test_a_gpu_is_taken_where_it_is_there_and_not_forbidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [pick_device(wanted).type for wanted in ("auto", "cuda", "cpu")] == [
+        "cuda",
+        "cuda",
+        "cpu",
+    ]
 
 
 def test_a_gpu_that_does_not_start_is_no_reason_to_train_on_the_cpu(
@@ -45,5 +63,5 @@ def test_a_gpu_that_does_not_start_is_no_reason_to_train_on_the_cpu(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     with pytest.raises(JobFailure) as failure:
-        pick_device()
+        pick_device("auto")
     assert failure.value.code == "device_unavailable"
