@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from service.contract.device import Device
+from service.contract.estimate.record import ComponentBytes
 from service.contract.memory import LossName
 from service.contract.spec import ResolvedOptions
 
@@ -19,18 +20,6 @@ class DataEstimate(BaseModel):
         description="`tokenized`: an earlier job has tokenized this file for this model. `bytes`: "
         "a token for every four bytes of the file, and for every three of its longest row."
     )
-
-
-class MemoryComponents(BaseModel):
-    """What takes memory in a step, in bytes; not all of it at once."""
-
-    weights: int
-    optimizer: int = Field(description="AdamW's moments, and the fp32 copies of bf16 weights.")
-    gradients: int
-    activations: int = Field(description="What the forward keeps for the backward.")
-    attention: int = Field(description="The part of the activations that attention keeps.")
-    working: int = Field(description="What the backward of a layer takes beside.")
-    optimizer_step: int = Field(description="Gradients in fp32 and work space.")
 
 
 class LossEstimate(BaseModel):
@@ -52,7 +41,7 @@ class DeviceEstimate(BaseModel):
     device: Device | None = Field(description="Null where no worker is alive: CUDA is assumed.")
     workers: list[str] = Field(description="The live workers that train on it.")
     resolved: ResolvedOptions
-    components: MemoryComponents
+    components: ComponentBytes
     losses: list[LossEstimate]
     usable_bytes: int | None = Field(
         description="Of the device, without what CUDA or the system and fragmentation take."

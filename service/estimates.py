@@ -4,7 +4,7 @@ Nothing is loaded, run or created: the model's config gives the memory, the file
 earlier job's the tokens, the workers' presence the devices, past jobs the speed.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from service.contract.batching import batching
 from service.contract.device import Device, DeviceKind
@@ -12,7 +12,7 @@ from service.contract.errors import InvalidRequest, JobFailure
 from service.contract.estimate.fit import largest_predicted, micro_batch, usable_bytes
 from service.contract.estimate.losses import layer_bytes
 from service.contract.estimate.model import ModelShape, shape_of
-from service.contract.estimate.peak import components, moments, trained_parameters
+from service.contract.estimate.peak import component_bytes, moments, trained_parameters
 from service.contract.estimate.workload import Workload, workload
 from service.contract.fleet import LiveWorker
 from service.contract.job import JobRecord
@@ -25,7 +25,6 @@ from service.estimate_schemas import (
     DeviceEstimate,
     Estimate,
     LossEstimate,
-    MemoryComponents,
 )
 from service.job_request import JobCreate
 from service.jobs import check
@@ -117,8 +116,9 @@ def _on_device(question: _Question, device: Device | None, names: list[str]) -> 
     usable = None if device is None else usable_bytes(device.total_bytes, kind)
     if usable is not None and kind == "cuda" and batching(spec, question.sequences).open:
         work = _work(question, resolved, kind)
-        size = micro_batch(shape, work, resolved.batch_size, usable)
-        resolved = with_micro_batch(resolved, size)
+        batch = resolved.batch_size
+        size = micro_batch(shape, work, "cce", usable, batch=batch, limit=batch)
+        resolved = with_micro_batch(resolved, max(1, size))
     work = _work(question, resolved, kind)
     losses = [_loss(shape, work, loss, usable) for loss in _LOSSES[kind]]
     by_name = {each.loss: each for each in losses}
@@ -128,7 +128,7 @@ def _on_device(question: _Question, device: Device | None, names: list[str]) -> 
         device=device,
         workers=names,
         resolved=resolved,
-        components=MemoryComponents(**asdict(components(shape, work))),
+        components=component_bytes(shape, work),
         losses=losses,
         usable_bytes=usable,
         fits=None if usable is None else ours.peak_bytes <= usable,

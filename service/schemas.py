@@ -6,6 +6,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field
 
+from service.contract.estimate.record import JobEstimate, MicroBatch
 from service.contract.files import FileRecord
 from service.contract.job import (
     Checkpoint,
@@ -236,6 +237,14 @@ class JobHead(BaseModel):
     progress: Progress | None = Field(description="Extension: where the job stands.")
     memory: MemoryLedger | None = Field(
         description="Extension: the measured memory of the loss layer against named baselines."
+    )
+    estimate: JobEstimate | None = Field(
+        description="Extension: the peak of memory, predicted before the first step and measured "
+        "after the last; null for a model family that nothing is predicted for."
+    )
+    micro_batch: MicroBatch | None = Field(
+        description="Extension: how many sequences are on the device at once, why, and how many "
+        "times what full logits would have allowed."
     )
     phases: StepPhases | None = Field(
         description="Extension: where the time of a step goes, in seconds."

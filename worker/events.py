@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.contract.errors import JobFailureCode
+from service.contract.estimate.record import JobEstimate, MicroBatch
 from service.contract.job import DataSize, Level, Progress
 from service.contract.memory import MemoryLedger, StepPhases
 from service.contract.receipt import NumericsReceipt
@@ -79,6 +80,21 @@ class Resolved(_Line):
 
     kind: Literal["resolved"] = "resolved"
     options: ResolvedOptions
+
+
+class MicroBatchSettled(_Line):
+    """How many sequences are on the device at once; the options that follow."""
+
+    kind: Literal["micro_batch"] = "micro_batch"
+    micro_batch: MicroBatch
+    options: ResolvedOptions
+
+
+class Estimated(_Line):
+    """The peak of memory as predicted; sent again when it was measured."""
+
+    kind: Literal["estimate"] = "estimate"
+    estimate: JobEstimate
 
 
 class Ledger(_Line):
@@ -190,6 +206,8 @@ Line = Annotated[
     Message
     | Validated
     | Resolved
+    | MicroBatchSettled
+    | Estimated
     | Ledger
     | Receipt
     | Phases

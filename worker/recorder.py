@@ -8,11 +8,13 @@ from service.contract.store import Store
 from worker.events import (
     CheckpointWritten,
     Compared,
+    Estimated,
     Failed,
     Ledger,
     Line,
     Message,
     Metrics,
+    MicroBatchSettled,
     Phases,
     ProgressLine,
     Receipt,
@@ -20,6 +22,7 @@ from worker.events import (
     Result,
     Validated,
 )
+from worker.findings import told
 from worker.lease import Lease
 from worker.publish import Publisher
 
@@ -57,18 +60,9 @@ class Recorder:
                 self._thin()
             case Message():
                 self._update(Event(level=line.level, message=line.message, data=line.data))
-            case Resolved():
-                event = Event(message="Options resolved.", data=line.options.model_dump())
-                self._update(event, resolved=line.options)
-            case Ledger():
-                event = Event(message="Memory ledger measured.", data=line.ledger.model_dump())
-                self._update(event, memory=line.ledger)
-            case Receipt():
-                data = line.receipt.model_dump()
-                self._update(Event(message="Loss verified.", data=data), receipt=line.receipt)
-            case Phases():
-                event = Event(message="A step timed.", data=line.phases.model_dump())
-                self._update(event, phases=line.phases)
+            case Resolved() | MicroBatchSettled() | Estimated() | Ledger() | Receipt() | Phases():
+                event, changes = told(line)
+                self._update(event, **changes)
             case CheckpointWritten():
                 self._publisher.checkpoint(line)
             case Validated() | Result() | Compared() | Failed():

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from service.contract.estimate.record import JobEstimate, MicroBatch
 from service.contract.memory import MemoryLedger, StepPhases
 from service.contract.receipt import NumericsReceipt
 from service.contract.spec import JobSpec, ResolvedOptions
@@ -175,6 +176,8 @@ class JobRecord(BaseModel):
     reduced_batch: ReducedBatch | None = None
     progress: Progress | None = None
     memory: MemoryLedger | None = None
+    micro_batch: MicroBatch | None = None
+    estimate: JobEstimate | None = None
     phases: StepPhases | None = None
     receipt: NumericsReceipt | None = None
     trained_tokens: int | None = None

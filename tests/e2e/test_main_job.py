@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from service.stack import Stack
 from tests.support.stack import TINY, write_chat
+from tests.worker.support import until
 
 DONE = {"succeeded", "failed", "cancelled"}
 LONG = {"n_epochs": 50, "batch_size": 1}
@@ -208,8 +209,25 @@ def _check_extensions(extra: dict) -> None:
     assert by_loss["cce"]["provenance"] == "measured"
     assert {"full_logits", "chunked", "cce"} <= set(by_loss)
     assert extra["phases"]["backward"] > 0
+    assert (extra["micro_batch"]["size"], extra["micro_batch"]["chosen_by"]) == (4, "rule")
+    assert abs(extra["estimate"]["error"]) < 0.15
     assert extra["receipt"]["resumed_from_step"] is None
     assert extra["reduced_batch"] is None
+
+
+def test_what_a_job_would_need_is_known_before_it_runs(
+    client: OpenAI, stack: Stack, trained: FineTuningJob
+) -> None:
+    """Exactly, since a job has tokenized the file, on the device that the worker has told of."""
+    body = {"model": TINY, "training_file": trained.training_file, "max_seq_length": 64}
+    with httpx.Client(base_url=f"{stack.url}/v1") as http:
+        until(lambda: http.get("fleet").json()["data"], 60, what="the worker's device")
+        estimate = http.post("fine_tuning/estimate", json=body).raise_for_status().json()
+    assert estimate["data"]["basis"] == "tokenized"
+    assert estimate["data"]["examples"] == 24
+    (device,) = estimate["devices"]
+    assert device["fits"] is True
+    assert device["workers"]
 
 
 def _check_results(client: OpenAI, files: list[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
+from service.contract.estimate.record import ComponentBytes, JobEstimate, MicroBatch
 from service.contract.job import Progress
 from service.contract.memory import Figure, LossMemory, MemoryLedger, Saving, StepPhases
 from service.contract.receipt import FilteredMass, NumericsReceipt
@@ -16,11 +17,13 @@ from worker.events import (
     LINE,
     CheckpointWritten,
     DataSource,
+    Estimated,
     Failed,
     Ledger,
     Line,
     Message,
     Metrics,
+    MicroBatchSettled,
     Phases,
     ProgressLine,
     Receipt,
@@ -73,10 +76,33 @@ RECEIPT = NumericsReceipt(
     versions={"torch": "2.11"},
 )
 PHASES = StepPhases(steps=3, data=0.1, forward=0.2, loss=0.3, backward=0.4, optimizer=0.5)
+MICRO_BATCH = MicroBatch(
+    size=6, chosen_by="probe", full_logits=2, provenance="measured", multiple=3.0
+)
+ESTIMATE = JobEstimate(
+    micro_batch_size=6,
+    seq_length=256,
+    components=ComponentBytes(
+        weights=1,
+        optimizer=2,
+        gradients=3,
+        activations=4,
+        attention=5,
+        working=6,
+        optimizer_step=7,
+    ),
+    predicted_bytes=3 * 2**30,
+    predicted_at="loss",
+)
+SCORED = ESTIMATE.model_copy(
+    update={"measured_bytes": 4 * 2**30, "error": -0.25, "method": "CUDA allocator peak"}
+)
 LINES: list[Line] = [
     Message(message="Größe\n\t\u2028", level="warn", data={"n": [1, 2.5, None], "s": {"a": "b"}}),
     Validated(examples=3, tokens=30, supervised_tokens=10, longest=12),
     Resolved(options=OPTIONS),
+    MicroBatchSettled(micro_batch=MICRO_BATCH, options=OPTIONS),
+    Estimated(estimate=ESTIMATE),
     Ledger(ledger=LEDGER),
     Receipt(receipt=RECEIPT),
     Phases(phases=PHASES),

@@ -5,14 +5,25 @@ import pytest
 from service.contract.errors import LostClaim
 from service.contract.job import Progress
 from tests.worker.support import ORG, Deployment
-from tests.worker.test_events import LEDGER, LINES, OPTIONS, PHASES, RECEIPT
+from tests.worker.test_events import (
+    ESTIMATE,
+    LEDGER,
+    LINES,
+    MICRO_BATCH,
+    OPTIONS,
+    PHASES,
+    RECEIPT,
+    SCORED,
+)
 from worker.events import (
     CheckpointWritten,
+    Estimated,
     Failed,
     Ledger,
     Line,
     Message,
     Metrics,
+    MicroBatchSettled,
     Phases,
     ProgressLine,
     Receipt,
@@ -23,6 +34,10 @@ from worker.events import (
 from worker.publish import Publisher
 from worker.recorder import Recorder
 
+SETTLED = (
+    "Micro-batches of 6 for a batch of 4, the largest that fits. "
+    "That is 3 times what full logits would have allowed."
+)
 LAST = [line for line in LINES if isinstance(line, Validated | Result | Failed)]
 
 
@@ -45,6 +60,24 @@ def recorder(deployment: Deployment, job_id: str, interval_s: float = 0.0) -> Re
     ("line", "field", "value", "message"),
     [
         (Resolved(options=OPTIONS), "resolved", OPTIONS, "Options resolved."),
+        (
+            Estimated(estimate=ESTIMATE),
+            "estimate",
+            ESTIMATE,
+            "Peak memory predicted: 3 GiB, at the loss.",
+        ),
+        (
+            Estimated(estimate=SCORED),
+            "estimate",
+            SCORED,
+            "Peak memory measured: 4 GiB; predicted were 3 GiB, -25.0%.",
+        ),
+        (
+            MicroBatchSettled(micro_batch=MICRO_BATCH, options=OPTIONS),
+            "micro_batch",
+            MICRO_BATCH,
+            SETTLED,
+        ),
         (Ledger(ledger=LEDGER), "memory", LEDGER, "Memory ledger measured."),
         (Receipt(receipt=RECEIPT), "receipt", RECEIPT, "Loss verified."),
         (Phases(phases=PHASES), "phases", PHASES, "A step timed."),

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from service.contract.errors import JobFailure
-from service.contract.spec import JobSpec, LoraAdapter
+from service.contract.spec import LoraAdapter
 from worker.events import RunSpec
 
 
@@ -27,14 +27,21 @@ def adapted(model: Any, spec: RunSpec) -> Any:
             model, spec.model_source, is_trainable=True, autocast_adapter_dtype=False
         )
     adapter = spec.job.options.adapter
-    return model if adapter is None else _with_lora(model, adapter, spec.job)
+    if adapter is None:
+        return model
+    return with_lora(model, adapter, seed=spec.job.seed, name=spec.job.model)
 
 
-def _with_lora(model: Any, adapter: LoraAdapter, job: JobSpec) -> Any:
+def with_lora(model: Any, adapter: LoraAdapter, *, seed: int, name: str) -> Any:
+    """A model with a new adapter, which tells the model's name to whoever gets it.
+
+    Raises:
+        JobFailure: The adapter's targets are not the model's, or are its head.
+    """
     from peft import LoraConfig, get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    torch.manual_seed(job.seed)
+    torch.manual_seed(seed)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,
@@ -52,7 +59,7 @@ def _with_lora(model: Any, adapter: LoraAdapter, job: JobSpec) -> Any:
         raise JobFailure("unsupported_model", message, param="adapter.targets")
     _check_targets(adapter, tuned.base_model.targeted_module_names)
     # Whoever gets the adapter knows the model by its name, not by where it lies here.
-    tuned.active_peft_config.base_model_name_or_path = job.model
+    tuned.active_peft_config.base_model_name_or_path = name
     return tuned
 
 

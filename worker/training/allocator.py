@@ -61,7 +61,7 @@ def peak_of(work: Work, device: torch.device) -> Peak | OutOfMemory:
     On CUDA the first run of a kernel compiles it and may take work space: count a later one.
     """
     try:
-        return _cuda_peak(work, device) if device.type == "cuda" else _cpu_peak(work)
+        return _cuda_peak(work, device) if device.type == "cuda" else cpu_peak(work)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -95,8 +95,8 @@ def _cuda_peak(work: Work, device: torch.device) -> Peak:
     return Peak(max(0, peak - max(before, after)), seconds)
 
 
-def _cpu_peak(work: Work) -> Peak:
-    """From the allocator's own events, in order of time; negative ones free."""
+def cpu_peak(work: Work) -> Peak:
+    """Run `work` on the CPU and count the allocator's own events; negative ones free."""
     start = time.perf_counter()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = work()

@@ -4,6 +4,7 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -13,6 +14,7 @@ from worker.events import CheckpointWritten, Message, Metrics, Phases
 from worker.training import checkpoint, device, outliers
 from worker.training.checkpoint import Position
 from worker.training.evaluation import Evaluation, evaluate
+from worker.training.meter import PeakMeter
 from worker.training.receipt import filtered_fields
 from worker.training.session import Session
 from worker.training.timing import StepClock
@@ -37,6 +39,7 @@ class Loop:
 
     session: Session
     position: Position
+    meter: PeakMeter
     _speed: float | None = None  # smoothed, in rows a second
 
     def train(self) -> None:
@@ -51,7 +54,7 @@ class Loop:
         while position.step < total:
             started = time.perf_counter()
             clock.start_step()
-            point = self._step(clock)
+            point = self.meter.around(position.step, partial(self._step, clock))
             self._report(point, time.perf_counter() - started)
             if phases := clock.result():
                 session.reporter.send(Phases(phases=phases))

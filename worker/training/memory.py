@@ -75,7 +75,7 @@ def measure(
     Raises:
         torch.OutOfMemoryError: Not even the model itself fits with this micro-batch.
     """
-    losses = _losses(model, config)
+    losses = losses_of(model, config)
     with _as_in_training(model):
         with torch.no_grad():
             hidden = hidden_states(model, batch)
@@ -99,7 +99,8 @@ def measure(
     )
 
 
-def _losses(model: Split, config: LossConfig) -> dict[LossName, Loss]:
+def losses_of(model: Split, config: LossConfig) -> dict[LossName, Loss]:
+    """Each loss on the model's head, by its name; ours as `config` says."""
     head = model.head
     losses: dict[LossName, Loss] = {
         "full_logits": lambda hidden, labels: baselines.full_logits(hidden, head, labels),

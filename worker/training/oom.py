@@ -4,8 +4,9 @@ The error is caught where it leaves the training: until then its traceback keeps
 allocated, so that the account is that of the moment when the allocator gave up.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import torch
 
@@ -14,6 +15,7 @@ from service.contract.memory import MemoryByCategory, OutOfMemoryReport
 from worker.training import device as device_of
 from worker.training.allocator import asked_bytes, is_out_of_memory
 from worker.training.checkpoint import Run
+from worker.training.held import Held
 from worker.training.session import Session
 
 _GIB = 2**30
@@ -83,23 +85,10 @@ def _report(
 
 
 def _categories(run: Run, device: torch.device) -> MemoryByCategory:
-    weights = [*run.model.parameters(), *run.model.buffers()]
-    masters = [master for master in run.optimizer.masters if all(master is not w for w in weights)]
-    trained = [*run.model.parameters(), *masters]
-    state = [value for values in run.optimizer.state.values() for value in values.values()]
-    held = {
-        "weights": _size(weights),
-        "gradients": _size(p.grad for p in trained if p.grad is not None),
-        "optimizer": _size([*masters, *(v for v in state if isinstance(v, torch.Tensor))]),
-    }
-    other = None
+    held, other = Held.by(run.model, run.optimizer), None
     if device.type == "cuda":
-        other = max(0, torch.cuda.memory_allocated(device) - sum(held.values()))
-    return MemoryByCategory(**held, other=other)
-
-
-def _size(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
+        other = max(0, torch.cuda.memory_allocated(device) - held.total)
+    return MemoryByCategory(**asdict(held), other=other)
 
 
 def _account(report: OutOfMemoryReport) -> str:

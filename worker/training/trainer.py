@@ -1,5 +1,7 @@
 """The training of one job, top to bottom: prepare, measure, check, train, save."""
 
+from dataclasses import replace
+
 import torch
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
@@ -14,7 +16,9 @@ from worker.training.adapter import is_adapted
 from worker.training.checkpoint import Position, Run
 from worker.training.device import pick_device
 from worker.training.examples import Example
+from worker.training.forecast import Forecast
 from worker.training.loop import Loop
+from worker.training.micro_batch import settle
 from worker.training.model import (
     check,
     check_packing,
@@ -26,6 +30,7 @@ from worker.training.model import (
 )
 from worker.training.optimizer import MasterAdamW
 from worker.training.receipt import Provenance
+from worker.training.report import Measured
 from worker.training.reporter import Reporter
 from worker.training.session import Data, Row, Session
 
@@ -86,10 +91,12 @@ def open_session(spec: RunSpec, reporter: Reporter) -> tuple[Session, Position]:
 def train(spec: RunSpec, reporter: Reporter) -> None:
     """Do the job."""
     session, position = open_session(spec, reporter)
+    session = settle(session)
     ledger, parity = _measure(session, position)
+    forecast = Forecast(session, position.step)
     with oom.while_training(session):
-        Loop(session, position).train()
-    _finish(session, position, ledger, parity)
+        Loop(session, position, forecast.meter).train()
+    _finish(session, position, Measured(ledger, parity, forecast.score()))
 
 
 def _data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, length: int) -> Data:
@@ -156,8 +163,7 @@ def _measure(session: Session, position: Position) -> tuple[MemoryLedger | None,
 def _finish(
     session: Session,
     position: Position,
-    ledger: MemoryLedger | None,
-    parity: NumericsReceipt,
+    measured: Measured,
 ) -> None:
     """Write the results; the supervisor publishes them."""
     session.reporter.phase("saving")
@@ -166,8 +172,9 @@ def _finish(
     checkpoint.save_model(session.run, folder / "model")
     report.write_csv(position, folder / "metrics.csv")
     outliers.write_csv(position, folder / "outliers.csv")
-    parity = receipt.over_time(parity, position)
-    report.write_report(spec, session.resolved, position, ledger, parity, folder / "report.json")
+    parity = receipt.over_time(measured.receipt, position)
+    measured = replace(measured, receipt=parity)
+    report.write_report(spec, session.resolved, position, measured, folder / "report.json")
     session.reporter.send(
         Result(
             model=folder / "model",

@@ -10,10 +10,12 @@ from service.contract.estimate.workload import Workload
 from service.contract.memory import LossName
 
 _LIMIT = 2**16
-# What a device does not have for a step. CUDA: its context, kernels and the vendor's work space,
-# and a share that fragmentation may cost. CPU: the process itself, and the rest of the system.
+# What fragmentation may cost on CUDA.
+SLACK = 0.03
+# What a device does not have for a step. CUDA: its context and kernels, and the slack. CPU: the
+# process itself, and the rest of the system.
 _FIXED_BYTES: dict[DeviceKind, int] = {"cuda": 2**30, "cpu": 2**30}
-_SHARE: dict[DeviceKind, float] = {"cuda": 0.03, "cpu": 0.2}
+_SHARE: dict[DeviceKind, float] = {"cuda": SLACK, "cpu": 0.2}
 
 
 def usable_bytes(total: int, kind: DeviceKind) -> int:
@@ -29,17 +31,19 @@ def largest_predicted(shape: ModelShape, work: Workload, loss: LossName, usable:
     )
 
 
-def micro_batch(shape: ModelShape, work: Workload, batch: int, usable: int) -> int:
-    """The micro-batch for an effective batch: what fits of it with our loss, and 1 at the least.
+def micro_batch(
+    shape: ModelShape, work: Workload, loss: LossName, usable: int, *, batch: int, limit: int
+) -> int:
+    """What fits at once of an effective batch by prediction, at most `limit`; 0 if not one does.
 
     Where it is less than all, the gradients of the other micro-batches are held meanwhile.
     """
 
     def fits(size: int) -> bool:
         held = replace(work.of_size(size), accumulating=size < batch)
-        return step_bytes(shape, held, "cce") <= usable
+        return step_bytes(shape, held, loss) <= usable
 
-    return max(1, largest(fits, start=batch, limit=batch))
+    return largest(fits, start=limit, limit=limit)
 
 
 def largest(fits: Callable[[int], bool], *, start: int, limit: int, resolution: float = 0.0) -> int:

@@ -11,7 +11,8 @@ head is trained, dC = s V D are the gradients that the loss hands on.
     cce, triton           18 KiB a row, the kernels' budget, or what the exact backward needs for
                           itself, N (4 D + 1024) where that is more; and dE and dC
     cce, blocked          a tile of logits, two more of them with a softcap; a slice of dC in fp32;
-                          and in the order of time the operand, dE in fp32 and its copies
+                          and in the order of time the operand, dE in fp32 and its copies; the
+                          rows are those that are supervised, but for the last copies
 
 The reference of `cce_core` is full logits. All but ours cut their rows out of the sequences, which
 copies them where B > 1, s N D; full logits keep the copy only for the gradient of a trained head.
@@ -64,7 +65,8 @@ def layer_bytes(shape: ModelShape, work: Workload, loss: LossName) -> int:
 
 
 def _blocked(shape: ModelShape, work: Workload) -> int:
-    n, s, d, v = work.tokens, work.item, shape.hidden_size, shape.vocab_size
+    n = work.tokens if work.supervised is None else max(1, work.supervised)
+    s, d, v = work.item, shape.hidden_size, shape.vocab_size
     tile = _TILE_BYTES[work.device]
     columns = min(max(tile // 4 // n, _NARROWEST), v)
     tile = min(tile, 4 * n * columns)
@@ -72,5 +74,5 @@ def _blocked(shape: ModelShape, work: Workload) -> int:
     widened = 4 * columns * d if operand > s else 0  # the tile's rows of the head
     head = s * head_numbers(shape, work) + (4 * columns * d if work.full else 0)
     products = n * (operand + 4) * d + max(widened, 2 * tile if shape.softcap is not None else 0)
-    end = n * (operand + 4 + (s if s < 4 else 0) + 2 * s) * d
+    end = n * (operand + 4 + (s if s < 4 else 0)) * d + work.tokens * 2 * s * d
     return tile + head + max(products, end)

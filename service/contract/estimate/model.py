@@ -9,6 +9,7 @@ V vocabulary, D width, I inner width of the MLP, Q = heads x head size, K = key/
 size. The families differ in their norms, in biases and in how attention runs: the table below.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -49,6 +50,8 @@ FAMILIES: dict[str, Family] = {
     # Its softcap on the scores is more than sdpa can do.
     "gemma2": Family(norms=4, norm="gemma", attention="eager", tied=True),
 }
+# How peft writes down what it has adapted, for example `model.layers.3.mlp.up_proj`.
+_IN_LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\.(.+)")
 _DEFAULT_CAP = {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0}
 
 
@@ -139,28 +142,40 @@ class ModelShape:
         return tables + self.layers * layer + d
 
     def adapted(self, adapter: LoraAdapter) -> list[Linear]:
-        """The linear layers of one decoder layer that an adapter is put on.
+        """The linear layers of one decoder layer that an adapter is put on, as on every other.
 
         Raises:
-            InvalidRequest: A target names no linear layer of a decoder layer.
+            InvalidRequest: A target names no linear layer of a decoder layer, or not in each.
         """
         linears = self.linears()
         if adapter.targets == "all-linear":
             return linears
-        found = {
-            target: [each for each in linears if f".{each.name}".endswith(f".{target}")]
-            for target in adapter.targets
-        }
-        for target, matches in found.items():
-            if not matches:
-                names = ", ".join(linear.name for linear in linears)
-                raise InvalidRequest(
-                    f"adapter.targets names {target!r}, of which nothing can be predicted; "
-                    f"expected some of {names}.",
-                    code="invalid_value",
-                    param="adapter.targets",
-                )
-        return [linear for linear in linears if any(linear in each for each in found.values())]
+        chosen = set()
+        for name, layers in _by_layer(adapter.targets).items():
+            found = {each.name for each in linears if f".{each.name}".endswith(f".{name}")}
+            if not found or len(layers) not in {0, self.layers}:
+                raise self._unpredictable(name)
+            chosen |= found
+        return [linear for linear in linears if linear.name in chosen]
+
+    def _unpredictable(self, target: str) -> InvalidRequest:
+        names = ", ".join(linear.name for linear in self.linears())
+        return InvalidRequest(
+            f"adapter.targets names {target!r}, for which nothing can be predicted; expected some "
+            f"of {names}, in all {self.layers} layers.",
+            code="invalid_value",
+            param="adapter.targets",
+        )
+
+
+def _by_layer(targets: list[str]) -> dict[str, set[str]]:
+    """Names within a decoder layer, each with the layers that it is named in, if it names any."""
+    found: dict[str, set[str]] = {}
+    for target in targets:
+        named = _IN_LAYER.fullmatch(target)
+        name, layers = (target, set()) if named is None else (named[2], {named[1]})
+        found.setdefault(name, set()).update(layers)
+    return found
 
 
 def shape_of(config: Mapping[str, Any]) -> ModelShape:

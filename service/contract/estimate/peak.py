@@ -22,10 +22,11 @@ trained, s bytes each:
     batch          ids, labels, positions and mask, int64: 32 N
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from service.contract.estimate import activations, losses
 from service.contract.estimate.model import ModelShape
+from service.contract.estimate.record import ComponentBytes
 from service.contract.estimate.workload import Workload
 from service.contract.memory import LossName
 
@@ -89,6 +90,13 @@ def components(shape: ModelShape, work: Workload) -> Components:
         optimizer_step=4 * trained + space,
         loss={loss: losses.loss_bytes(shape, work, loss) for loss in losses.LOSSES},
     )
+
+
+def component_bytes(shape: ModelShape, work: Workload) -> ComponentBytes:
+    """The components for the record: all but the losses."""
+    parts = asdict(components(shape, work))
+    del parts["loss"]
+    return ComponentBytes(**parts)
 
 
 def moments(shape: ModelShape, work: Workload, loss: LossName) -> dict[str, int]:

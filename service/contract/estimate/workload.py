@@ -24,6 +24,7 @@ class Workload:
             is padded, and attention needs a mask.
         packed: Whether several examples share a sequence, which needs a mask too.
         implementation: Of our own loss.
+        supervised: Tokens that the loss sees; None for all of them.
         accumulating: Whether gradients of earlier micro-batches of the step are held meanwhile.
     """
 
@@ -36,6 +37,7 @@ class Workload:
     padded: bool = False
     packed: bool = False
     implementation: Literal["reference", "blocked", "triton"] = "blocked"
+    supervised: int | None = None
     accumulating: bool = False
 
     @property

@@ -5,7 +5,7 @@ from pathlib import Path
 from service.contract.receipt import NumericsReceipt
 from tests.worker.training.support import chats, make_spec, resolved
 from worker.training.checkpoint import Position
-from worker.training.report import write_csv, write_report
+from worker.training.report import Measured, write_csv, write_report
 
 RECEIPT = NumericsReceipt(
     implementation="blocked",
@@ -48,7 +48,8 @@ def test_a_cell_is_empty_where_nothing_was_measured(tmp_path: Path) -> None:
 def test_the_report_tells_what_was_asked_used_and_measured(tmp_path: Path) -> None:
     spec = make_spec(tmp_path, "nowhere", chats(2), adapter={"type": "lora", "rank": 4})
     options = resolved(total_steps=2)
-    write_report(spec, options, POSITION, None, RECEIPT, tmp_path / "report.json")
+    measured = Measured(ledger=None, receipt=RECEIPT, estimate=None)
+    write_report(spec, options, POSITION, measured, tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["job_id"] == spec.job_id
     assert report["asked"]["options"]["adapter"]["rank"] == 4
@@ -57,5 +58,5 @@ def test_the_report_tells_what_was_asked_used_and_measured(tmp_path: Path) -> No
     assert report["training_file_sha256"] == spec.training.sha256
     assert (report["steps"], report["trained_tokens"]) == (2, 50)
     assert report["final"] == POSITION.metrics[-1]
-    assert report["memory"] is None
+    assert report["memory"] is report["estimate"] is None
     assert NumericsReceipt.model_validate(report["receipt"]) == RECEIPT

@@ -175,7 +175,10 @@ def test_the_phases_and_what_is_told_in_them(run: RunJob) -> None:
         *("evaluating", "training", "saving"),
     ]
     kinds = [line.kind for line in outcome.lines if line.kind not in {"progress", "metrics"}]
-    assert kinds == ["resolved", "receipt", "ledger", "message", "checkpoint", "result"]
+    assert kinds == [
+        *("resolved", "micro_batch", "receipt", "ledger", "estimate", "message", "checkpoint"),
+        *("estimate", "result"),
+    ]
     progress = outcome.of(ProgressLine)[-1].progress
     assert (progress.step, progress.total_steps, progress.epoch) == (2, 2, 1.0)
     assert progress.train_loss == outcome.losses[2]

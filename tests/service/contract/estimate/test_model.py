@@ -73,7 +73,18 @@ def test_a_model_that_nothing_is_known_of_is_refused(change: dict[str, Any], tol
     assert (refusal.value.code, refusal.value.param) == ("unsupported_model", "model")
 
 
-def test_a_target_that_is_no_linear_layer_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="'lm_head'") as refusal:
-        shape_of(CONFIG).adapted(LoraAdapter(targets=["q_proj", "lm_head"]))
+def test_targets_may_be_named_layer_by_layer() -> None:
+    names = [
+        f"model.layers.{layer}.self_attn.{part}"
+        for layer in (0, 1)
+        for part in ("q_proj", "v_proj")
+    ]
+    found = shape_of(CONFIG).adapted(LoraAdapter(targets=names))
+    assert [linear.name for linear in found] == ["self_attn.q_proj", "self_attn.v_proj"]
+
+
+@pytest.mark.parametrize("target", ["lm_head", "model.layers.1.self_attn.k_proj", "proj"])
+def test_a_target_that_is_no_linear_layer_of_each_layer_is_refused(target: str) -> None:
+    with pytest.raises(InvalidRequest, match="expected some of self_attn") as refusal:
+        shape_of(CONFIG).adapted(LoraAdapter(targets=["q_proj", target]))
     assert refusal.value.param == "adapter.targets"
