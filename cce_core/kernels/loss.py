@@ -1,10 +1,14 @@
 """The Triton implementation of the loss: what it serves, its forward and its backward.
 
 Rule of use: CUDA of compute capability 8.0 or later (or the interpreter), E and C both bf16 or both
-fp16, D a multiple of 8 and 16-byte aligned rows for the tensor copy engine, C contiguous. The
-filtered backward serves bf16 without bias and without the mean logit, and not the
-deterministic mode, since the order of its lists varies; what it does not serve is computed exactly,
-which is always right.
+fp16, D a multiple of 8, C contiguous and 16-byte aligned for the tensor copy engine; E and the rest
+as they come. fp32 is the blocked implementation's: in full precision, torch's default, these tiles
+have no tensor cores to use and spill 12 KiB a thread (compiled for Hopper), while the vendor's
+products follow torch's setting for tf32.
+
+The filtered backward serves bf16 without bias and without the mean logit, and not the deterministic
+mode, since the order of its lists varies; what it does not serve is computed exactly, which is
+always right.
 """
 
 import torch
