@@ -1,6 +1,8 @@
 """`headroom estimate` against a real server."""
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,12 +29,13 @@ CONFIG = {
 
 
 @pytest.fixture
-def chat(service_settings: ServiceSettings, tmp_path: Path) -> Path:
-    """Training data; there is a model beside it."""
+def chat(service_settings: ServiceSettings, tmp_path: Path) -> Iterator[Path]:
+    """Training data, while there is a model for it."""
     folder = service_settings.model_folders[0] / "gemma-2-2b"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    return write_chat(tmp_path / "chat.jsonl")
+    yield write_chat(tmp_path / "chat.jsonl")
+    shutil.rmtree(folder)
 
 
 def run(url: str, chat: Path, *arguments: str) -> Result:

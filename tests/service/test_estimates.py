@@ -1,8 +1,10 @@
 """What a job would need: memory by component and loss, what fits where, tokens, steps and time."""
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +47,13 @@ SHORT = jsonl(*[{"text": "word " * 20}] * 40)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def llama(service_settings: ServiceSettings) -> None:
-    """A base model of which there is the config alone."""
+def llama(service_settings: ServiceSettings) -> Iterator[None]:
+    """A base model of which there is the config alone; other modules have the folder for theirs."""
     folder = service_settings.model_folders[0] / LLAMA
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG))
+    yield
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
