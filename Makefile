@@ -1,6 +1,7 @@
 # One place to set up, run and check Headroom. `make help` lists the targets.
 PYTHON ?= python3
-VENV   ?= .venv
+# Fixed, since the hooks of .pre-commit-config.yaml look for their tools there.
+VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
@@ -33,11 +34,8 @@ demo: $(READY)  ## run the main job, end to end, through the HTTP API
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest
 
-lint: $(READY)  ## style, types and import contracts
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+lint: $(READY)  ## style, types and import contracts: the checks of .pre-commit-config.yaml
+	$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

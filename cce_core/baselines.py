@@ -38,6 +38,11 @@ def chunked(hidden: torch.Tensor, head: Head, labels: torch.Tensor) -> torch.Ten
     return torch.stack(parts).sum()
 
 
+BY_NAME: dict[str, Baseline] = {
+    loss.__name__: loss for loss in (full_logits, compiled_full_logits, chunked)
+}
+
+
 def _shifted(hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
 

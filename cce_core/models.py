@@ -7,7 +7,7 @@ logits is not a matter of belief: `attach` compares with the model's own logits 
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import wraps
 from typing import Any
 
@@ -134,14 +134,11 @@ def _head(parts: Split) -> Head:
 
 
 def _output(loss: torch.Tensor, states: Any) -> Any:
+    """The base model's output with the loss; transformers renames its fields between releases."""
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
-    return CausalLMOutputWithPast(
-        loss=loss,
-        past_key_values=states.get("past_key_values"),
-        hidden_states=states.get("hidden_states"),
-        attentions=states.get("attentions"),
-    )
+    shared = {field.name for field in fields(CausalLMOutputWithPast)} & set(states)
+    return CausalLMOutputWithPast(loss=loss, **{name: states[name] for name in shared})
 
 
 def _check(parts: Split, config: LossConfig) -> None:

@@ -7,13 +7,18 @@
 # another key, and restart the API, which reads the file when it starts.
 set -eu
 
+export LC_ALL=C  # letters are those of ASCII
+
+usage() {
+    echo "usage: $0 ORGANIZATION, of 1 to 64 letters, digits, dots, underscores and hyphens" >&2
+    exit 2
+}
+
 organization=${1:-}
 case $organization in
-    '' | *[!A-Za-z0-9._-]*)
-        echo "usage: $0 ORGANIZATION, of letters, digits, dots, underscores and hyphens" >&2
-        exit 2
-        ;;
+    '' | *[!A-Za-z0-9._-]*) usage ;;
 esac
+[ ${#organization} -le 64 ] || usage
 
 secret() {
     head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=\n'

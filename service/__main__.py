@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> None:
         create_app(settings),
         host=host,
         port=chosen.port,
+        http="h11",  # it bounds the head of a request; httptools, where it is installed, does not
         access_log=False,  # status polling would fill it
         timeout_graceful_shutdown=_GRACE_S,
     )

@@ -11,7 +11,15 @@ from service import openapi, problems
 from service.dashboard import routes as dashboard
 from service.deps import open_services
 from service.middleware import BodyLimit, RequestIds
-from service.routes import files, fine_tuning, health, models
+from service.routes import (
+    comparisons,
+    estimates,
+    files,
+    fine_tuning,
+    fleet,
+    health,
+    models,
+)
 from service.settings import ServiceSettings
 
 # What a multipart body has beside the file itself.
@@ -40,7 +48,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
-    routers = [module.router for module in (files, fine_tuning, models, health, dashboard)]
+    modules = (files, fine_tuning, estimates, comparisons, models, fleet, health, dashboard)
+    routers = [module.router for module in modules]
     for router in routers:
         app.include_router(router)
     problems.install(app, [route for router in routers for route in router.routes])

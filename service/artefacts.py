@@ -51,6 +51,7 @@ def upload(
         purpose="fine-tune",
         format=dataset.format,
         rows=dataset.rows,
+        longest_row_bytes=dataset.longest_row_bytes,
         sha256=digest,
         expires_at=None if expires_after_s is None else now + expires_after_s,
     )

@@ -10,9 +10,10 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from service import job_commands
+from service import compare_command, job_commands
 from service.auth import ExposureError, make_key
 from service.client import ApiError
+from service.command_options import DEFAULT_PORT, FILE, FOLDER
 from service.demo.run import DemoFailed, run_demo
 from service.interrupt import Interrupted, raise_on_signals
 from service.part import PartFailed
@@ -20,8 +21,6 @@ from service.stack import Stack, StackError, StackOptions
 
 DATA = "headroom-data"
 _MEND_S = 0.5
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_FOLDER = click.Path(file_okay=False, path_type=Path)
 _USER_ERRORS = (ApiError, StackError, PartFailed, DemoFailed, ExposureError)
 
 
@@ -42,24 +41,22 @@ def main() -> None:
     """Fine-tuning as a service, with a cut cross-entropy loss."""
 
 
-for _command in job_commands.COMMANDS:
+for _command in (*job_commands.COMMANDS, compare_command.compare):
     main.add_command(_command)
 
 
 @main.command()
-@click.option("--data", type=_FOLDER, default=DATA, show_default=True, help="All that lasts.")
+@click.option("--data", type=FOLDER, default=DATA, show_default=True, help="All that lasts.")
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option(
-    "--port", default=job_commands.DEFAULT_PORT, show_default=True, help="0 takes a free one."
-)
+@click.option("--port", default=DEFAULT_PORT, show_default=True, help="0 takes a free one.")
 @click.option(
     "--models",
-    type=_FOLDER,
+    type=FOLDER,
     multiple=True,
     help="A folder whose subfolders may be fine-tuned, beside DATA/models.",
 )
 @click.option("--hub-model", multiple=True, help="A pattern of hub ids that may be fine-tuned.")
-@click.option("--api-keys", type=_FILE, help="Hashed keys; see `headroom key`.")
+@click.option("--api-keys", type=FILE, help="Hashed keys; see `headroom key`.")
 def up(
     *,
     data: Path,
@@ -107,7 +104,7 @@ def _welcome(console: Console, stack: Stack, options: StackOptions) -> None:
 
 
 @main.command()
-@click.option("--data", type=_FOLDER, help="Where to work; a new folder by default.")
+@click.option("--data", type=FOLDER, help="Where to work; a new folder by default.")
 def demo(data: Path | None) -> None:
     """Train a small model on Python's documentation, through the HTTP API."""
     folder = data or Path(DATA) / time.strftime("demo-%Y%m%d-%H%M%S")

@@ -13,10 +13,11 @@ import httpx
 from pydantic import BaseModel
 
 from service.contract.job import TERMINAL, JobError, JobStatus, Progress, StoredEvent
-from service.contract.memory import MemoryLedger
+from service.contract.memory import MemoryLedger, StepPhases
 from service.contract.models import ModelFile
 from service.contract.spec import ResolvedOptions
 from service.datasets import Fault
+from service.estimate_schemas import Estimate
 
 _TIMEOUT_S = 60.0
 _AWAY_S = 60.0
@@ -53,7 +54,9 @@ class Job(BaseModel):
     attempt: int = 0
     progress: Progress | None = None
     memory: MemoryLedger | None = None
+    phases: StepPhases | None = None
     resolved: ResolvedOptions | None = None
+    result_files: list[str] = []
 
     @property
     def terminal(self) -> bool:
@@ -92,6 +95,14 @@ class Client:
     def create(self, body: dict[str, Any]) -> Job:
         """Create a fine-tuning job."""
         return Job.model_validate(self._send("POST", "fine_tuning/jobs", json=body))
+
+    def compare(self, body: dict[str, Any]) -> Job:
+        """Create a comparison; it is followed as any job is."""
+        return Job.model_validate(self._send("POST", "fine_tuning/comparisons", json=body))
+
+    def estimate(self, body: dict[str, Any]) -> Estimate:
+        """What the job of the same body would need."""
+        return Estimate.model_validate(self._send("POST", "fine_tuning/estimate", json=body))
 
     def job(self, job_id: str) -> Job:
         """A job as it stands."""
@@ -135,6 +146,12 @@ class Client:
             target.parent.mkdir(parents=True, exist_ok=True)
             self._save(f"{path}/files/{quote(file.name)}", target)
         return files
+
+    def save_file(self, file_id: str, folder: Path) -> Path:
+        """Download a file into `folder`, under its own name; where it is."""
+        target = folder / Path(self._get(f"files/{file_id}")["filename"]).name
+        self._save(f"files/{file_id}/content", target)
+        return target
 
     def _save(self, path: str, target: Path) -> None:
         with self._http.stream("GET", path) as response:

@@ -77,6 +77,7 @@ class Dataset:
 
     format: DataFormat
     rows: int
+    longest_row_bytes: int
 
 
 @dataclass
@@ -85,6 +86,7 @@ class _Findings:
 
     format: DataFormat | None = None
     rows: int = 0
+    longest_row_bytes: int = 0
     total: int = 0
     faults: list[Fault] = field(default_factory=list)
 
@@ -108,7 +110,7 @@ def check(stream: IO[bytes]) -> Dataset:
     if findings.faults:
         raise InvalidDataset(findings.faults, findings.total)
     assert findings.format is not None
-    return Dataset(findings.format, findings.rows)
+    return Dataset(findings.format, findings.rows, findings.longest_row_bytes)
 
 
 def _lines(stream: IO[bytes]) -> Iterator[bytes]:
@@ -122,6 +124,7 @@ def _lines(stream: IO[bytes]) -> Iterator[bytes]:
 
 def _check_line(findings: _Findings, number: int, line: bytes) -> None:
     findings.rows += 1
+    findings.longest_row_bytes = max(findings.longest_row_bytes, len(line))
     if number == 1 and line.startswith(_BOM):
         findings.add(1, "It begins with a byte order mark; save the file as UTF-8 without one")
         line = line.removeprefix(_BOM)

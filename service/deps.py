@@ -17,6 +17,7 @@ from service.auth import Keyring
 from service.contract.connection import connect
 from service.contract.events import Events
 from service.contract.files import Files
+from service.contract.fleet import Fleet
 from service.contract.models import BaseModels, Models
 from service.contract.queue import Queue, make_celery
 from service.contract.storage import Storage
@@ -36,6 +37,7 @@ class Services:
     store: Store
     events: Events
     files: Files
+    fleet: Fleet
     models: Models
     base_models: BaseModels
     storage: Storage
@@ -54,6 +56,7 @@ def open_services(settings: ServiceSettings) -> Iterator[Services]:
             store=Store(redis, lease_s=settings.lease_s),
             events=Events(redis, settings.event_cap),
             files=Files(redis),
+            fleet=Fleet(redis),
             models=Models(redis),
             base_models=BaseModels(settings),
             storage=Storage(settings.storage_url),

@@ -11,7 +11,14 @@ from rich.text import Text
 
 from service.client import Job
 from service.contract.job import JobStatus, StoredEvent
-from service.contract.memory import Figure, LossMemory, LossName, MemoryLedger, Saving
+from service.contract.memory import (
+    Figure,
+    LossMemory,
+    LossName,
+    MemoryLedger,
+    Saving,
+    StepPhases,
+)
 from service.datasets import Fault
 from service.watch import Update
 
@@ -23,8 +30,8 @@ LOSSES: dict[LossName, str] = {
 }
 _STYLES = {"info": "", "warn": "yellow", "error": "red"}
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-# Where nothing can be redrawn, a line each time this share of the steps is done.
-_PLAIN_SHARE = 0.1
+# Where nothing can be redrawn, so many lines tell of the steps.
+_PLAIN_LINES = 10
 
 
 def size(count: float) -> str:
@@ -55,7 +62,7 @@ class JobView:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("waiting", total=None, job=None)
-        self._told = 0.0
+        self._told = 0
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -92,8 +99,8 @@ class JobView:
         progress = job.progress
         if progress is None or not progress.total_steps or not progress.step:
             return
-        done = progress.step / progress.total_steps
-        if done - self._told >= _PLAIN_SHARE:
+        done = progress.step * _PLAIN_LINES // progress.total_steps
+        if done > self._told:
             self._told = done
             self._console.print(f"  {progress.phase}: {facts(job)}", highlight=False)
 
@@ -135,15 +142,18 @@ def event_line(event: StoredEvent) -> Text:
     return text
 
 
-def ledger_table(ledger: MemoryLedger) -> Group:
-    """What each loss needs on the job's own shapes."""
+def ledger_table(ledger: MemoryLedger, phases: StepPhases | None) -> Group:
+    """What each loss needs on the job's own shapes, and where the time of a step goes."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("loss")
     for column in ("loss layer", "whole step", "tokens/s", "saved"):
         table.add_column(column, justify="right")
+    if any(entry.largest_micro_batch for entry in ledger.losses):
+        table.add_column("largest micro-batch", justify="right")
     savings = {saving.baseline: saving for saving in ledger.savings}
     for entry in ledger.losses:
-        table.add_row(*_ledger_row(entry, savings.get(entry.loss)))
+        row = _ledger_row(entry, savings.get(entry.loss))
+        table.add_row(*row[: len(table.columns)])
     return Group(
         Text(
             f"Memory of the loss on {ledger.device}: {ledger.tokens:,} rows, vocabulary"
@@ -156,13 +166,30 @@ def ledger_table(ledger: MemoryLedger) -> Group:
             "Saved: how many times less the layer of the job's own loss needs.",
             "dim",
         ),
+        *([] if phases is None else [phases_line(phases)]),
     )
+
+
+def phases_line(phases: StepPhases) -> Text:
+    """The share of each phase in the time of a step."""
+    seconds = phases.model_dump(exclude={"steps"})
+    total = sum(seconds.values())
+    shares = ", ".join(f"{name} {spent / total:.0%}" for name, spent in seconds.items())
+    return Text(f"A step takes {total:.3g} s: {shares}.", "dim")
 
 
 def _ledger_row(entry: LossMemory, saving: Saving | None) -> tuple[str, ...]:
     speed = f"{entry.tokens_per_s:,.0f}" if entry.tokens_per_s else "-"
     saved = f"{saving.loss_layer_ratio:.1f}x" if saving else ""
-    return LOSSES[entry.loss], _figure(entry.loss_layer), _figure(entry.step), speed, saved
+    largest = entry.largest_micro_batch
+    return (
+        LOSSES[entry.loss],
+        _figure(entry.loss_layer),
+        _figure(entry.step),
+        speed,
+        saved,
+        f"{largest.sequences:,} modelled" if largest else "-",
+    )
 
 
 def _figure(figure: Figure | None) -> str:
@@ -176,6 +203,8 @@ def _figure(figure: Figure | None) -> str:
 
 def outcome(job: Job) -> Text:
     """How a job ended, in a line."""
+    if job.status is JobStatus.SUCCEEDED and job.fine_tuned_model is None:
+        return Text("Succeeded.", "green")
     if job.status is JobStatus.SUCCEEDED:
         return Text(f"Succeeded. Model: {job.fine_tuned_model}", "green")
     if job.error is not None:

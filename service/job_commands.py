@@ -1,6 +1,5 @@
 """The job commands of `headroom`: all of them through the public HTTP API, on any server."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,82 +7,42 @@ import click
 from rich.console import Console
 
 from service.client import Client, Job
+from service.command_options import FOLDER, server_options
 from service.contract.job import JobStatus
 from service.display import JobView, ledger_table, outcome, size
+from service.estimate_display import estimate_view
 from service.interrupt import Interrupted
+from service.job_options import job_options, uploaded_body
 from service.watch import follow
 
-DEFAULT_PORT = 8000
 _STATUS_WIDTH = max(map(len, JobStatus))
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_FOLDER = click.Path(file_okay=False, path_type=Path)
-
-
-def _server_options(command: Any) -> Any:
-    """Which server a command speaks to."""
-    url = click.option(
-        "--url",
-        envvar=["HEADROOM_URL", "OPENAI_BASE_URL"],
-        default=f"http://127.0.0.1:{DEFAULT_PORT}",
-        show_default=True,
-        show_envvar=True,
-    )
-    key = click.option("--api-key", envvar=["HEADROOM_API_KEY", "OPENAI_API_KEY"], show_envvar=True)
-    return url(key(command))
 
 
 @click.command()
-@_server_options
-@click.option("--model", required=True, help="A model of `headroom models`, or a hub id.")
-@click.option("--training-file", type=_FILE, required=True)
-@click.option("--validation-file", type=_FILE)
-@click.option("--suffix", help="A part of the new model's name.")
-@click.option("--seed", type=int)
-@click.option("--n-epochs", type=int)
-@click.option("--batch-size", type=int)
-@click.option("--learning-rate-multiplier", type=float)
-@click.option(
-    "--option",
-    "options",
-    multiple=True,
-    metavar="NAME=JSON",
-    help="A further field of the job, for example packing=true or learning_rate=1e-4.",
-)
+@server_options
+@job_options
 @click.option("--watch", is_flag=True, help="Follow the job to its end.")
-def submit(
-    *,
-    url: str,
-    api_key: str | None,
-    training_file: Path,
-    validation_file: Path | None,
-    n_epochs: int | None,
-    batch_size: int | None,
-    learning_rate_multiplier: float | None,
-    options: tuple[str, ...],
-    watch: bool,
-    **fields: Any,
-) -> None:
+def submit(*, url: str, api_key: str | None, watch: bool, **given: Any) -> None:
     """Upload files and start a job."""
-    hyperparameters = _given(
-        n_epochs=n_epochs,
-        batch_size=batch_size,
-        learning_rate_multiplier=learning_rate_multiplier,
-    )
-    body = _given(**fields) | dict(_option(text) for text in options)
-    body["method"] = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
     console = Console()
     with Client(url, api_key) as client:
-        body["training_file"] = client.upload(training_file)
-        if validation_file is not None:
-            body["validation_file"] = client.upload(validation_file)
-        job = client.create(body)
+        job = client.create(uploaded_body(client, given))
         console.print(f"Job {job.id}", highlight=False)
         if watch:
             raise SystemExit(_watch(console, client, job))
 
 
-def _watch(console: Console, client: Client, job: Job) -> int:
-    """Show the job until it ends; the exit code."""
+@click.command()
+@server_options
+@job_options
+def estimate(*, url: str, api_key: str | None, **given: Any) -> None:
+    """Upload files and predict what a job would need; none is created."""
+    with Client(url, api_key) as client:
+        Console().print(estimate_view(client.estimate(uploaded_body(client, given))))
+
+
+def followed(console: Console, client: Client, job: Job) -> Job:
+    """Show a job until it ends; how it ended."""
     try:
         with JobView(console) as view:
             for update in follow(client, job.id):
@@ -92,29 +51,20 @@ def _watch(console: Console, client: Client, job: Job) -> int:
     except Interrupted:
         console.print(f"The job goes on. `headroom cancel {job.id}` cancels it.", highlight=False)
         raise
+    return job
+
+
+def _watch(console: Console, client: Client, job: Job) -> int:
+    """Show the job until it ends, and what it measured; the exit code."""
+    job = followed(console, client, job)
     if job.memory is not None:
-        console.print(ledger_table(job.memory))
+        console.print(ledger_table(job.memory, job.phases))
     console.print(outcome(job), soft_wrap=True)
     return 0 if job.status is JobStatus.SUCCEEDED else 1
 
 
-def _given(**fields: Any) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """A name and a value; what is no JSON is a word."""
-    name, found, value = text.partition("=")
-    if not found:
-        raise click.BadParameter(f"{text!r} is not of the form NAME=JSON", param_hint="--option")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
 @click.command()
-@_server_options
+@server_options
 @click.argument("job_id")
 def watch(url: str, api_key: str | None, job_id: str) -> None:
     """Follow a job to its end."""
@@ -123,7 +73,7 @@ def watch(url: str, api_key: str | None, job_id: str) -> None:
 
 
 @click.command()
-@_server_options
+@server_options
 @click.option("--limit", default=20, show_default=True)
 def jobs(url: str, api_key: str | None, limit: int) -> None:
     """List the newest jobs."""
@@ -134,7 +84,7 @@ def jobs(url: str, api_key: str | None, limit: int) -> None:
 
 
 @click.command()
-@_server_options
+@server_options
 @click.argument("job_id")
 def cancel(url: str, api_key: str | None, job_id: str) -> None:
     """Cancel a job."""
@@ -144,9 +94,9 @@ def cancel(url: str, api_key: str | None, job_id: str) -> None:
 
 
 @click.command()
-@_server_options
+@server_options
 @click.argument("model")
-@click.argument("folder", type=_FOLDER)
+@click.argument("folder", type=FOLDER)
 def download(url: str, api_key: str | None, model: str, folder: Path) -> None:
     """Download a fine-tuned MODEL into FOLDER."""
     with Client(url, api_key) as client:
@@ -155,7 +105,7 @@ def download(url: str, api_key: str | None, model: str, folder: Path) -> None:
 
 
 @click.command()
-@_server_options
+@server_options
 def models(url: str, api_key: str | None) -> None:
     """List the models that can be fine-tuned or downloaded."""
     with Client(url, api_key) as client:
@@ -163,4 +113,4 @@ def models(url: str, api_key: str | None) -> None:
             click.echo(name)
 
 
-COMMANDS = (submit, watch, jobs, models, cancel, download)
+COMMANDS = (submit, estimate, watch, jobs, models, cancel, download)

@@ -13,8 +13,9 @@ _Value = Annotated[str, StringConstraints(max_length=512)]
 _Suffix = Annotated[
     str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 ]
-_Name = Annotated[str, StringConstraints(min_length=1, max_length=512)]
-_Seed = Annotated[int, Field(ge=0, lt=2**31)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+FileId = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Supervised(Options):
@@ -32,7 +33,7 @@ class Method(Options):
     @field_validator("type", mode="before")
     @classmethod
     def _is_supported(cls, value: Any) -> Any:
-        if value in {"dpo", "reinforcement"}:
+        if value in ("dpo", "reinforcement"):  # no set: the value may be one that has no hash
             raise ValueError(f"Method {value!r} is not supported; expected 'supervised'")
         return value
 
@@ -63,13 +64,13 @@ class JobCreate(TrainingOptions):
         }
     )
 
-    model: _Name = Field(description="A base model of `GET /v1/models`, or a fine-tuned one.")
-    training_file: _Name = Field(description="Id of a file with purpose `fine-tune`.")
-    validation_file: _Name | None = Field(
+    model: ModelName = Field(description="A base model of `GET /v1/models`, or a fine-tuned one.")
+    training_file: FileId = Field(description="Id of a file with purpose `fine-tune`.")
+    validation_file: FileId | None = Field(
         None, description="Id of a file with purpose `fine-tune`, to evaluate on."
     )
     suffix: _Suffix | None = Field(None, description="A part of the fine-tuned model's name.")
-    seed: _Seed | None = Field(None, description="Random where it is not given.")
+    seed: Seed | None = Field(None, description="Random where it is not given.")
     metadata: Annotated[dict[_Key, _Value], Field(max_length=_MAX_PAIRS)] | None = Field(
         None, description="Up to 16 pairs; the list of jobs can be filtered by them."
     )
@@ -78,7 +79,9 @@ class JobCreate(TrainingOptions):
         None, deprecated="Use `method.supervised.hyperparameters`."
     )
     integrations: list[Any] | None = Field(
-        None, description="Not supported: only null or an empty list is accepted."
+        None,
+        description="Not supported: only null or an empty list is accepted.",
+        json_schema_extra={"maxItems": 0},
     )
 
     @field_validator("integrations")

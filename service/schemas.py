@@ -6,6 +6,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field
 
+from service.contract.estimate.record import JobEstimate, MicroBatch
 from service.contract.files import FileRecord
 from service.contract.job import (
     Checkpoint,
@@ -14,12 +15,15 @@ from service.contract.job import (
     JobStatus,
     Level,
     Progress,
+    ReducedBatch,
     StoredEvent,
 )
-from service.contract.memory import MemoryLedger, NumericsReceipt
+from service.contract.memory import MemoryLedger, StepPhases
 from service.contract.models import ModelFile, ModelRecord
+from service.contract.receipt import NumericsReceipt
 from service.contract.spec import (
     Auto,
+    ComparisonOptions,
     DataFormat,
     Hyperparameters,
     Purpose,
@@ -144,6 +148,9 @@ class MetricPoint(BaseModel):
     full_valid_loss: float | None = None
     full_valid_mean_token_accuracy: float | None = None
     learning_rate: float | None = None
+    filtered_mass_p50: float | None = None
+    filtered_mass_p99: float | None = None
+    filter_fallbacks: int | None = None
 
     @classmethod
     def of(cls, event: StoredEvent) -> Self:
@@ -172,6 +179,28 @@ class JobCheckpoint(BaseModel):
             fine_tuning_job_id=job_id,
             step_number=checkpoint.step,
             metrics={"step": checkpoint.step, **checkpoint.metrics},
+        )
+
+
+class JobMemory(BaseModel):
+    """What a job measured of its memory and time before it trained, and in its first steps."""
+
+    object: Literal["fine_tuning.job.memory"] = "fine_tuning.job.memory"
+    fine_tuning_job_id: str
+    ledger: MemoryLedger
+    phases: StepPhases | None = Field(description="Known after the first few steps.")
+    reduced_batch: ReducedBatch | None = Field(
+        description="The micro-batch after the device ran out of memory."
+    )
+
+    @classmethod
+    def of(cls, record: JobRecord, ledger: MemoryLedger) -> Self:
+        """The measurements of a record."""
+        return cls(
+            fine_tuning_job_id=record.id,
+            ledger=ledger,
+            phases=record.phases,
+            reduced_batch=record.reduced_batch,
         )
 
 
@@ -209,11 +238,30 @@ class JobHead(BaseModel):
     memory: MemoryLedger | None = Field(
         description="Extension: the measured memory of the loss layer against named baselines."
     )
+    estimate: JobEstimate | None = Field(
+        description="Extension: the peak of memory, predicted before the first step and measured "
+        "after the last; null for a model family that nothing is predicted for."
+    )
+    micro_batch: MicroBatch | None = Field(
+        description="Extension: how many sequences are on the device at once, why, and how many "
+        "times what full logits would have allowed."
+    )
+    phases: StepPhases | None = Field(
+        description="Extension: where the time of a step goes, in seconds."
+    )
     receipt: NumericsReceipt | None = Field(
-        description="Extension: the loss and its gradients against fp32 on the first batch."
+        description="Extension: the loss and its gradients against fp32 on the first batch, what"
+        " the filter left out since, and what computed it."
     )
     resolved: ResolvedOptions | None = Field(
         description='Extension: every "auto" resolved, once the trainer has done so.'
+    )
+    reduced_batch: ReducedBatch | None = Field(
+        description="Extension: the micro-batch after the device ran out of memory; gradient"
+        " accumulation keeps the effective batch."
+    )
+    comparison: ComparisonOptions | None = Field(
+        description="Extension: what a comparison compares; its reports are the `result_files`."
     )
 
 
@@ -241,9 +289,10 @@ class Job(TrainingOptions, JobHead):
             seed=spec.seed,
             suffix=spec.suffix,
             metadata=spec.metadata,
+            comparison=spec.comparison,
             hyperparameters=hyperparameters,
             method=Method(supervised=Supervised(hyperparameters=hyperparameters)),
-            queue_position=queue_position,
+            queue_position=queue_position if record.status is JobStatus.QUEUED else None,
         )
 
 

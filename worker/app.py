@@ -14,11 +14,13 @@ from celery.apps.worker import Worker
 from service.contract.connection import connect
 from service.contract.events import Events
 from service.contract.files import Files
+from service.contract.fleet import Fleet
 from service.contract.models import BaseModels, Models
-from service.contract.queue import Queue, QueueName, make_celery
+from service.contract.queue import TRAIN, Queue, QueueName, make_celery
 from service.contract.storage import Storage
 from service.contract.store import Store
 from worker.prepare import Preparation
+from worker.presence import Presence
 from worker.reaper import Reaper
 from worker.runner import Runner
 from worker.settings import WorkerSettings
@@ -28,22 +30,40 @@ PING_TIMEOUT_S = 2.0
 
 
 class Supervision(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
-    """Sweeps with the reaper while the worker runs; stops the job before the pool waits for it."""
+    """What runs beside the tasks: the reaper's sweeps, and for a worker that trains its presence.
+
+    It stops the job before the pool waits for it.
+    """
 
     requires = ("celery.worker.components:Timer", "celery.worker.components:Pool")
 
-    def __init__(self, worker: Worker, *, runner: Runner, reaper: Reaper, **options: Any) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        *,
+        runner: Runner,
+        reaper: Reaper,
+        presence: Presence | None,
+        **options: Any,
+    ) -> None:
         super().__init__(worker, **options)
         self._runner = runner
         self._reaper = reaper
+        self._presence = presence
 
     def start(self, worker: Worker) -> None:
-        """Sweep now and then, on the worker's own timer."""
-        worker.timer.call_repeatedly(self._reaper.settings.reaper_interval_s, self._reaper.sweep)
+        """Sweep and tell now and then, on the worker's own timer."""
+        interval_s = self._reaper.settings.reaper_interval_s
+        worker.timer.call_repeatedly(interval_s, self._reaper.sweep)
+        if self._presence is not None:
+            self._presence.start()
+            worker.timer.call_repeatedly(interval_s, self._presence.tick)
 
     def stop(self, worker: Worker) -> None:  # noqa: ARG002 -- Celery's signature
         """Make the running job give itself back to the queue."""
         self._runner.stopping.set()
+        if self._presence is not None:
+            self._presence.stop()
 
     terminate = stop
 
@@ -77,6 +97,7 @@ def make_worker(settings: WorkerSettings, queues: list[QueueName]) -> Worker:
         without_heartbeat=True,
         runner=runner,
         reaper=reaper,
+        presence=make_presence(settings) if TRAIN in queues else None,
     )
 
 
@@ -92,12 +113,19 @@ def _node_name(settings: WorkerSettings, queues: list[QueueName]) -> str:
     return f"{role}@{settings.worker_name}"
 
 
+def make_presence(settings: WorkerSettings) -> Presence:
+    """What tells of one worker, on a Redis client of its own."""
+    return Presence(settings, Fleet(connect(settings, settings.redis_timeout_s)))
+
+
 def make_supervisor(settings: WorkerSettings, app: Celery) -> tuple[Runner, Reaper]:
     """The runner and the reaper of one worker, on a Redis client of their own."""
     redis = connect(settings, settings.redis_timeout_s)
     store, events = Store(redis, lease_s=settings.lease_s), Events(redis, settings.event_cap)
     storage, files, queue = Storage(settings.storage_url), Files(redis), Queue(app, redis)
-    preparation = Preparation(store, storage, files, Models(redis), BaseModels(settings))
+    preparation = Preparation(
+        store, storage, files, Models(redis), BaseModels(settings), settings.device
+    )
     return (
         Runner(settings, store, events, queue, preparation),
         Reaper(settings, store, queue, storage, files),

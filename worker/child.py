@@ -5,7 +5,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,7 +28,16 @@ class Child:
         exited: The trainer has ended, and `read` has returned all that it wrote.
     """
 
-    def __init__(self, command: Sequence[str], *, log: Path, cwd: Path, grace_s: float) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        log: Path,
+        cwd: Path,
+        grace_s: float,
+        environment: Mapping[str, str],
+    ) -> None:
+        """Start `command`; it gets the variables of `environment` beside this process's own."""
         self._log = log
         self._grace_s = grace_s
         self._events, inherited = os.pipe()
@@ -42,6 +51,7 @@ class Child:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     cwd=cwd,
+                    env={**os.environ, **environment},
                     pass_fds=[inherited],
                     start_new_session=True,
                 )

@@ -11,11 +11,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.contract.errors import JobFailureCode
-from service.contract.job import Level, Progress
-from service.contract.memory import MemoryLedger, NumericsReceipt
+from service.contract.estimate.record import JobEstimate, MicroBatch
+from service.contract.job import DataSize, Level, Progress
+from service.contract.memory import MemoryLedger, StepPhases
+from service.contract.receipt import NumericsReceipt
 from service.contract.spec import DataFormat, JobSpec, ResolvedOptions
 
 Mode = Literal["validate", "train"]
+DeviceChoice = Literal["auto", "cuda", "cpu"]
 
 
 class _Line(BaseModel):
@@ -40,6 +43,8 @@ class RunSpec(_Line):
         base_model: The folder or hub id under an adapter, where the model to tune is one.
         workdir: Where the trainer may write; it writes nowhere else.
         resume_from: A checkpoint's folder, or None to start from the beginning.
+        device: What to train on; `auto` is a GPU where there is one.
+        max_micro_batch_size: The most sequences at once, since more did not fit; None for any.
     """
 
     mode: Mode
@@ -51,6 +56,8 @@ class RunSpec(_Line):
     validation: DataSource | None = None
     workdir: Path
     resume_from: Path | None = None
+    device: DeviceChoice = "auto"
+    max_micro_batch_size: int | None = None
 
 
 class Message(_Line):
@@ -62,13 +69,10 @@ class Message(_Line):
     data: dict[str, Any] = {}
 
 
-class Validated(_Line):
+class Validated(_Line, DataSize):
     """The data is fit to train on: `validate` mode's last line."""
 
     kind: Literal["validated"] = "validated"
-    examples: int
-    tokens: int
-    supervised_tokens: int
 
 
 class Resolved(_Line):
@@ -76,6 +80,21 @@ class Resolved(_Line):
 
     kind: Literal["resolved"] = "resolved"
     options: ResolvedOptions
+
+
+class MicroBatchSettled(_Line):
+    """How many sequences are on the device at once; the options that follow."""
+
+    kind: Literal["micro_batch"] = "micro_batch"
+    micro_batch: MicroBatch
+    options: ResolvedOptions
+
+
+class Estimated(_Line):
+    """The peak of memory as predicted; sent again when it was measured."""
+
+    kind: Literal["estimate"] = "estimate"
+    estimate: JobEstimate
 
 
 class Ledger(_Line):
@@ -90,6 +109,13 @@ class Receipt(_Line):
 
     kind: Literal["receipt"] = "receipt"
     receipt: NumericsReceipt
+
+
+class Phases(_Line):
+    """Where the time of a step goes, from a few steps."""
+
+    kind: Literal["phases"] = "phases"
+    phases: StepPhases
 
 
 class ProgressLine(_Line):
@@ -112,6 +138,9 @@ class Metrics(_Line):
     full_valid_loss: float | None = None
     full_valid_mean_token_accuracy: float | None = None
     learning_rate: float | None = None
+    filtered_mass_p50: float | None = None
+    filtered_mass_p99: float | None = None
+    filter_fallbacks: int | None = None
 
 
 class CheckpointWritten(_Line):
@@ -134,6 +163,8 @@ class Result(_Line):
         model: Folder with weights as safetensors, tokenizer and config.
         metrics_csv: The metrics as the wire format's CSV.
         report: The job report as JSON.
+        outliers_csv: The training rows with the highest loss, by epoch.
+        receipt: The numerics receipt, with what the filter left out over the whole run.
     """
 
     kind: Literal["result"] = "result"
@@ -141,7 +172,24 @@ class Result(_Line):
     model_kind: Literal["full", "lora"]
     metrics_csv: Path
     report: Path
+    outliers_csv: Path
+    receipt: NumericsReceipt
     trained_tokens: int
+
+
+class Compared(_Line):
+    """The comparison is done: the last line of `train` mode on such a job.
+
+    Attributes:
+        json_report: A `ComparisonReport`.
+        csv_table: Its figures, a row for each cell.
+        html_report: The same with plots, in one file that needs no other.
+    """
+
+    kind: Literal["compared"] = "compared"
+    json_report: Path
+    csv_table: Path
+    html_report: Path
 
 
 class Failed(_Line):
@@ -158,12 +206,16 @@ Line = Annotated[
     Message
     | Validated
     | Resolved
+    | MicroBatchSettled
+    | Estimated
     | Ledger
     | Receipt
+    | Phases
     | ProgressLine
     | Metrics
     | CheckpointWritten
     | Result
+    | Compared
     | Failed,
     Field(discriminator="kind"),
 ]

@@ -1,5 +1,7 @@
 """Turn a job record into the trainer's run spec: find the model, fetch the data and checkpoint."""
 
+import os
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +14,7 @@ from service.contract.job import JobRecord
 from service.contract.models import BaseModels, Models
 from service.contract.storage import Storage
 from service.contract.store import Store
-from worker.events import DataSource, Mode, RunSpec
+from worker.events import DataSource, DeviceChoice, Mode, RunSpec
 from worker.lease import Lease
 
 _FileField = Literal["training_file", "validation_file"]
@@ -46,6 +48,7 @@ class Preparation:
     files: Files
     models: Models
     base_models: BaseModels
+    device: DeviceChoice
 
     def run_spec(
         self, record: JobRecord, mode: Mode, model: ModelSource, workdir: Path, lease: Lease
@@ -55,7 +58,7 @@ class Preparation:
         Raises:
             JobFailure: A file is gone, or the storage does not answer.
         """
-        spec = record.spec
+        spec, reduced = record.spec, record.reduced_batch
         data = partial(self._data, org=record.org, workdir=workdir, lease=lease)
         return RunSpec(
             mode=mode,
@@ -69,16 +72,18 @@ class Preparation:
             else None,
             workdir=workdir,
             resume_from=self._checkpoint(record, workdir, lease) if mode == "train" else None,
+            device=self.device,
+            max_micro_batch_size=reduced.micro_batch_size if reduced else None,
         )
 
     def model(self, record: JobRecord, workdir: Path, lease: Lease) -> ModelSource:
         """Find the job's model: one of the allow-list, or one that a job of the caller made.
 
         Raises:
-            JobFailure: It is not there, or the storage does not answer.
+            JobFailure: It is not there or can't be read, or the storage does not answer.
         """
         name = record.spec.model
-        if source := self.base_models.source(name):
+        if source := self._base(name):
             return ModelSource(source, None, name)
         try:
             return self._tuned(record.org, name, workdir, lease)
@@ -86,13 +91,24 @@ class Preparation:
             message = f"Model {name} is not on this worker, or was deleted."
             raise JobFailure("model_unavailable", message, param="model") from error
 
+    def _base(self, name: str) -> str | None:
+        """What to load for a model of the allow-list: a folder that can be read, or a hub id.
+
+        Raises:
+            JobFailure: The worker can't read the folder.
+        """
+        source = self.base_models.source(name)
+        if source is not None and Path(source).is_absolute():
+            _check_readable(Path(source))
+        return source
+
     def _tuned(self, org: str, name: str, workdir: Path, lease: Lease) -> ModelSource:
         """A model that a job made, with what it needs under it."""
         tuned = lease.insist(lambda: self.models.get(org, name))
         load = self._fetch(tuned.path, workdir, lease)
         if tuned.kind == "full":
             return ModelSource(load, None, name)
-        under = self.base_models.source(tuned.base)
+        under = self._base(tuned.base)
         if under is None:
             full = lease.insist(lambda: self.models.get(org, tuned.base))
             under = self._fetch(full.path, workdir, lease)
@@ -120,3 +136,19 @@ class Preparation:
 
     def _fetch(self, path: str, workdir: Path, lease: Lease) -> str:
         return str(lease.during(lambda: self.storage.fetch(path, workdir)))
+
+
+def _check_readable(folder: Path) -> None:
+    """Name the file that can't be read: the library that opens weights calls it missing."""
+    for path in _with_files(folder):
+        if not os.access(path, os.R_OK):
+            message = (
+                f"The worker can't read {path}: it is another user's (chmod -R a+rX opens it),"
+                " or a link that leads nowhere on this machine."
+            )
+            raise JobFailure("model_unavailable", message, param="model")
+
+
+def _with_files(folder: Path) -> Iterator[Path]:
+    yield folder
+    yield from (path for path in folder.iterdir() if not path.is_dir())

@@ -13,16 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from service.contract import comparison
 from service.contract.commands import Pipe
 from service.contract.files import FileRecord, Files
 from service.contract.job import Checkpoint, Event, JobRecord, JobStatus, new_id
 from service.contract.models import ModelFile, ModelRecord, Models, tuned_model_id
 from service.contract.storage import Storage
 from service.contract.store import Store
-from worker.events import CheckpointWritten, Result
+from worker.events import CheckpointWritten, Compared, Result
 from worker.lease import Lease
 
 METRICS_NAME, REPORT_NAME = "step_metrics.csv", "report.json"
+OUTLIERS_NAME = "loss_outliers.csv"
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,11 @@ class Publisher:
         """
         path = f"models/{self.record.id}/{self.lease.claim.token}"
         model = self._model(line.model, path, line.model_kind, step=None)
-        files = [self._file(line.metrics_csv, METRICS_NAME), self._file(line.report, REPORT_NAME)]
+        files = [
+            self._file(line.metrics_csv, METRICS_NAME),
+            self._file(line.report, REPORT_NAME),
+            self._file(line.outliers_csv, OUTLIERS_NAME),
+        ]
         self.lease.during(lambda: self.storage.put_tree(line.model, path))
 
         def name_them(pipe: Pipe) -> None:
@@ -111,6 +117,35 @@ class Publisher:
                 fine_tuned_model=model.id,
                 result_files=[file.id for file in files],
                 trained_tokens=line.trained_tokens,
+                receipt=line.receipt,
+            )
+        )
+
+    def comparison(self, line: Compared) -> None:
+        """Publish the reports of a comparison, and end the job as succeeded.
+
+        Raises:
+            LostClaim: Another attempt has the job; nothing names what was stored then.
+            JobFailure: The storage does not answer.
+        """
+        files = [
+            self._file(line.json_report, comparison.JSON_NAME),
+            self._file(line.csv_table, comparison.CSV_NAME),
+            self._file(line.html_report, comparison.HTML_NAME),
+        ]
+
+        def name_them(pipe: Pipe) -> None:
+            for file in files:
+                Files.write(pipe, file)
+
+        self.lease.insist(
+            lambda: self.store.transition(
+                self.record.id,
+                JobStatus.SUCCEEDED,
+                Event(message="The comparison succeeded; its reports are the result files."),
+                token=self.lease.claim.token,
+                also=name_them,
+                result_files=[file.id for file in files],
             )
         )
 

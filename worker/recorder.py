@@ -7,21 +7,26 @@ from service.contract.job import Event, Progress
 from service.contract.store import Store
 from worker.events import (
     CheckpointWritten,
+    Compared,
+    Estimated,
     Failed,
     Ledger,
     Line,
     Message,
     Metrics,
+    MicroBatchSettled,
+    Phases,
     ProgressLine,
     Receipt,
     Resolved,
     Result,
     Validated,
 )
+from worker.findings import told
 from worker.lease import Lease
 from worker.publish import Publisher
 
-Final = Validated | Result | Failed
+Final = Validated | Result | Compared | Failed
 _THIN_EVERY = 100
 
 
@@ -55,18 +60,12 @@ class Recorder:
                 self._thin()
             case Message():
                 self._update(Event(level=line.level, message=line.message, data=line.data))
-            case Resolved():
-                event = Event(message="Options resolved.", data=line.options.model_dump())
-                self._update(event, resolved=line.options)
-            case Ledger():
-                event = Event(message="Memory ledger measured.", data=line.ledger.model_dump())
-                self._update(event, memory=line.ledger)
-            case Receipt():
-                data = line.receipt.model_dump()
-                self._update(Event(message="Loss verified.", data=data), receipt=line.receipt)
+            case Resolved() | MicroBatchSettled() | Estimated() | Ledger() | Receipt() | Phases():
+                event, changes = told(line)
+                self._update(event, **changes)
             case CheckpointWritten():
                 self._publisher.checkpoint(line)
-            case Validated() | Result() | Failed():
+            case Validated() | Result() | Compared() | Failed():
                 raise AssertionError(f"a last line is the runner's: {line}")
 
     def flush(self, *, now: bool = False) -> None:

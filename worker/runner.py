@@ -6,6 +6,8 @@
 What a job may meet, and what becomes of it:
 
     the trainer reports a failure, a file or the model is gone    failed, with its code
+    the device runs out of memory                                 tried again at half the
+                                                                  micro-batch, then failed
     the trainer dies, the storage is away, an unexpected error    tried again, then failed
     a cancellation                                                cancelled
     this worker is told to stop                                   back in the queue, uncounted
@@ -22,23 +24,20 @@ from typing import Any
 
 from service.contract.errors import JobFailure, LostClaim, Unavailable
 from service.contract.events import Events
-from service.contract.job import Event, JobError, JobRecord, JobStatus
+from service.contract.job import DataSize, Event, JobError, JobRecord, JobStatus
 from service.contract.queue import TRAIN, VALIDATE, Queue, QueueName
 from service.contract.store import CANCELLED, Store
 from worker.child import Child
-from worker.events import Failed, Mode, Result, Validated
+from worker.events import Compared, Failed, Mode, Result, Validated
 from worker.lease import CancelRequested, Lease, WorkerStopping
 from worker.prepare import Preparation
 from worker.publish import Publisher
 from worker.recorder import Final, Recorder
 from worker.settings import WorkerSettings
+from worker.verdict import Retry, judge
 
 logger = logging.getLogger(__name__)
 _READ_S = 0.25
-# Another attempt, perhaps on another machine, may fare better.
-_RETRIED = frozenset(
-    {"trainer_crashed", "worker_lost", "storage_unavailable", "device_unavailable"}
-)
 _WAITING = {VALIDATE: JobStatus.VALIDATING_FILES, TRAIN: JobStatus.QUEUED}
 
 
@@ -144,6 +143,7 @@ class Runner:
             log=workdir / "trainer.log",
             cwd=workdir,
             grace_s=self.settings.stop_grace_s,
+            environment={"PYTORCH_ALLOC_CONF": self.settings.allocator_conf},
         ) as child:
             final = _follow(child, recorder, lease)
         self._conclude(attempt, final, publisher)
@@ -156,29 +156,30 @@ class Runner:
                     f"Files validated: {final.examples} examples, {final.tokens} tokens,"
                     f" {final.supervised_tokens} of them trained on."
                 )
-                data = final.model_dump(exclude={"kind"})
-                self._end(
-                    attempt, JobStatus.QUEUED, Event(message=message, data=data), progress=None
-                )
+                size = DataSize.model_validate(final.model_dump(exclude={"kind"}))
+                event = Event(message=message, data=size.model_dump())
+                self._end(attempt, JobStatus.QUEUED, event, progress=None, data=size)
                 self._send(attempt.record.id, TRAIN)
             case Result():
                 publisher.result(final)
+            case Compared():
+                publisher.comparison(final)
             case Failed():
-                failure = JobFailure(final.code, final.message, param=final.param)
-                self._fail(attempt, failure, final.data)
+                self._fail(
+                    attempt,
+                    JobFailure(final.code, final.message, param=final.param, data=final.data),
+                )
 
-    def _fail(
-        self, attempt: Attempt, failure: JobFailure, data: dict[str, Any] | None = None
-    ) -> None:
+    def _fail(self, attempt: Attempt, failure: JobFailure) -> None:
         """Try again where that may help and the tries are not used up; else the job has failed."""
-        details = {"code": failure.code, **(data or {})}
-        if failure.code in _RETRIED and attempt.number < self.settings.max_attempts:
-            message = f"Attempt {attempt.number} failed and is tried again: {failure.message}"
-            self._give_back(attempt, Event(level="warn", message=message, data=details))
-            return
-        error = JobError(code=failure.code, message=failure.message, param=failure.param)
-        event = Event(level="error", message=failure.message, data=details)
-        self._end(attempt, JobStatus.FAILED, event, error=error)
+        tries, most = attempt.number, self.settings.max_attempts
+        match judge(failure, attempt.record, tries=tries, max_tries=most):
+            case Retry(event, changes):
+                self._give_back(attempt, event, **changes)
+            case JobError() as error:
+                data = {"code": error.code, **failure.data}
+                event = Event(level="error", message=error.message, data=data)
+                self._end(attempt, JobStatus.FAILED, event, error=error)
 
     def _give_back(self, attempt: Attempt, event: Event, /, **changes: Any) -> None:
         """Put the job back in the queue that it came from."""
@@ -211,7 +212,7 @@ def _follow(child: Child, recorder: Recorder, lease: Lease) -> Final:
     while not child.exited:
         lease.beat()
         for line in child.read(_READ_S):
-            if isinstance(line, Validated | Result | Failed):
+            if isinstance(line, Final):
                 recorder.flush(now=True)
                 return line
             recorder.record(line)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from service.contract.connection import SOCKET_TIMEOUT_S
 from service.contract.settings import Settings
+from worker.events import DeviceChoice
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
@@ -20,10 +21,16 @@ class WorkerSettings(Settings):
         worker_name: How jobs and logs name this machine.
         work_dir: Local scratch space; the folder of an attempt goes when the attempt ends.
         trainer_command: The trainer; the spec's path and `--events-fd N` are appended.
+        device: What jobs are trained on: `auto` is a GPU where there is one; with `cuda` jobs fail
+            where there is none, instead of taking days on the CPU.
+        device_command: Says, as JSON on standard output, what `device` is here; it is appended.
+        allocator_conf: PyTorch's settings of its allocator (PYTORCH_ALLOC_CONF) for the trainer.
+            Segments that can grow keep memory from being lost to gaps, in which nothing fits.
         keep_checkpoints: The newest checkpoints of a job that are kept.
         stop_grace_s: Time for a trainer to end by itself after SIGTERM, before SIGKILL.
         progress_interval_s: The shortest time between two writes of a job's progress.
         resend_grace_s: How long a job may be without a message before the reaper sends another.
+        log_level: The least that the worker logs.
     """
 
     worker_name: str = Field(default_factory=socket.gethostname)
@@ -31,6 +38,11 @@ class WorkerSettings(Settings):
     trainer_command: list[str] = Field(
         default_factory=lambda: [sys.executable, "-m", "worker.training"], min_length=1
     )
+    device: DeviceChoice = "auto"
+    device_command: list[str] = Field(
+        default_factory=lambda: [sys.executable, "-m", "worker.training.device"], min_length=1
+    )
+    allocator_conf: str = "expandable_segments:True"
     keep_checkpoints: int = Field(3, ge=1)
     stop_grace_s: float = Field(3.0, ge=0)
     progress_interval_s: float = Field(0.5, ge=0)

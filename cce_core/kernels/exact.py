@@ -4,12 +4,13 @@ For each slice of W columns, two launches:
     dz[i, v] = (g_lse[i] p[i, v] + g_label[i] [v = y_i] + g_mean[i] / V) * cap' * scale
     dC[v]    = sum_i dz[i, v] E[i]      written once
     dE[i]   += sum_v dz[i, v] C[v]      kept in fp32 across the slices
-An fp32 accumulator of dE is two 16-bit halves: the upper one lives in the bf16 gradient itself, the
-lower one in scratch, so it costs 2 N D bytes instead of 4 N D. The last slice rounds to nearest.
+The accumulator of a bf16 dE has 24 bits: the upper 16 live in the gradient itself, the lower 8 in
+scratch, so that it costs N D bytes instead of 4 N D. Each slice but the last rounds it to 2**-16 of
+its size, the last one to bf16's 2**-9.
 N rows, V vocabulary, D width. Offsets are 64-bit where they can pass 2**31.
 """
 
-# ruff: noqa: N803, D103, C901, SIM102 - Triton's language: constants are upper case,
+# ruff: noqa: N803, D103, C901, SIM102, PLR5501 - Triton's language: constants are upper case,
 # pointers come by position, branches on constants do not combine. No types: its values have none.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
 
@@ -96,9 +97,9 @@ def dlogits_kernel(
 
 
 @triton.jit
-def merge_halves(upper, lower):
-    """The fp32 number whose bits are these two int16."""
-    bits = (upper.to(tl.int32) << 16) | (lower.to(tl.int32) & 0xFFFF)
+def merged(upper, lower):
+    """The fp32 number whose upper 24 bits are these int16 and int8."""
+    bits = (upper.to(tl.int32) << 16) | ((lower.to(tl.int32) & 0xFF) << 8)
     return bits.to(tl.float32, bitcast=True)
 
 
@@ -124,7 +125,7 @@ def fold(
     if not IS_FIRST:
         held = tl.load(aux_ptr + lower, mask=mask, other=0)
         if SPLIT:
-            held = merge_halves(tl.load(de_ptr + upper, mask=mask, other=0), held)
+            held = merged(tl.load(de_ptr + upper, mask=mask, other=0), held)
         acc += held
     if IS_LAST:
         if SPLIT:
@@ -133,24 +134,27 @@ def fold(
             tl.store(de_ptr + upper, acc.to(de_ptr.dtype.element_ty), mask=mask)
     elif SPLIT:
         bits = acc.to(tl.int32, bitcast=True)
+        number = (bits & 0x7FFFFFFF) <= 0x7F800000
+        bits = tl.where(number, bits + 0x80, bits)  # to the nearest; a NaN would wrap around
         tl.store(de_ptr + upper, (bits >> 16).to(tl.int16), mask=mask)
-        tl.store(aux_ptr + lower, bits.to(tl.int16), mask=mask)
+        tl.store(aux_ptr + lower, (bits >> 8).to(tl.int8), mask=mask)
     else:
         tl.store(aux_ptr + lower, acc, mask=mask)
 
 
 @triton.jit
 def gradients_kernel(
-    dz_rows_desc,  # (N, W), box (BLOCK_M, BLOCK_K): dE's left operand
-    dz_cols_desc,  # (N, W), box (BLOCK_K, BLOCK_M): dC's left operand, transposed
-    e_desc,  # (N, D), box (BLOCK_K, BLOCK_D)
-    c_desc,  # (V, D), box (BLOCK_K, BLOCK_D)
-    dc_desc,  # (V, D) box (BLOCK_M, BLOCK_D)
+    dz_rows_desc,  # (N, W), box (BLOCK_M, BLOCK_K): dE's left operand; None without WITH_DE
+    dz_cols_desc,  # (N, W), box (BLOCK_K, BLOCK_M): dC's, transposed; None without WITH_DC
+    e_desc,  # (N, D), box (BLOCK_K, BLOCK_D); None without WITH_DC
+    c_desc,  # (V, D), box (BLOCK_K, BLOCK_D); None without WITH_DE
+    dc_desc,  # (V, D) box (BLOCK_M, BLOCK_D); None without WITH_DC
     de_ptr,  # (N, D), the gradient; its bits where SPLIT
-    de_aux_ptr,  # (N, D) the lower halves where SPLIT, else unused
+    de_aux_ptr,  # (N, D), the lower bits where SPLIT, else the accumulator
     index_ptr,  # (N,) int32, the compact row's place in dE
     rows_ptr,
     wanted_ptr,
+    ticket_ptr,  # () int32, zeroed: the next tile
     first,
     width,
     D,
@@ -164,85 +168,62 @@ def gradients_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
-    PROGRAMS: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     rows = tl.load(rows_ptr)
     tiles_d = tl.cdiv(D, BLOCK_D)
-    tiles_c = 0
-    if WITH_DC:
-        tiles_c = tl.cdiv(width, BLOCK_M) * tiles_d
-    tiles_e = 0
-    if WITH_DE:
-        tiles_e = tl.cdiv(rows, BLOCK_M) * tiles_d
+    tiles_m = tl.cdiv(width, BLOCK_M)
+    tiles_n = tl.cdiv(rows, BLOCK_M)
+    tiles_c = tiles_m * tiles_d if WITH_DC else 0
+    tiles_e = tiles_n * tiles_d if WITH_DE else 0
     total = tiles_c + tiles_e
     if ASK:
         if tl.load(wanted_ptr) == 0:
             total = 0
-    for tile in tl.range(tl.program_id(0), total, PROGRAMS):
+    # A tile of dE sums over the slice, one of dC over the rows. They are handed out as programs
+    # become free, the longer ones first, so that no program ends long after the others.
+    long_e = width > rows
+    tile = tl.atomic_add(ticket_ptr, 1)
+    while tile < total:
         acc = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
-        if tile < tiles_c:
-            m, n = grouped_tile(tile, tl.cdiv(width, BLOCK_M), tiles_d, GROUP)
-            for k in range(0, rows, BLOCK_K):
-                a = dz_cols_desc.load([k, m * BLOCK_M])
-                b = e_desc.load([k, n * BLOCK_D])
-                acc = dot(a.T, b, acc, UPCAST, PRECISION)
-            dc_desc.store([first + m * BLOCK_M, n * BLOCK_D], acc.to(dc_desc.dtype))
+        turn = tile - tiles_e if long_e else tile - tiles_c
+        is_c = (turn >= 0) == long_e
+        inside = turn if turn >= 0 else tile
+        if is_c:
+            if WITH_DC:
+                m, n = grouped_tile(inside, tiles_m, tiles_d, GROUP)
+                for k in range(0, rows, BLOCK_K):
+                    a = dz_cols_desc.load([k, m * BLOCK_M])
+                    b = e_desc.load([k, n * BLOCK_D])
+                    acc = dot(a.T, b, acc, UPCAST, PRECISION)
+                dc_desc.store([first + m * BLOCK_M, n * BLOCK_D], acc.to(dc_desc.dtype))
         else:
-            m, n = grouped_tile(tile - tiles_c, tl.cdiv(rows, BLOCK_M), tiles_d, GROUP)
-            for k in range(0, width, BLOCK_K):
-                a = dz_rows_desc.load([m * BLOCK_M, k])
-                b = c_desc.load([first + k, n * BLOCK_D])
-                acc = dot(a, b, acc, UPCAST, PRECISION)
-            left, right = halves(acc)
-            a0, a1 = halves(left)
-            a2, a3 = halves(right)
-            row = m * BLOCK_M + tl.arange(0, BLOCK_M)
-            here = row < rows
-            lower = row.to(tl.int64) * D
-            target = tl.load(index_ptr + row, mask=here, other=0).to(tl.int64) * D
-            first_col = n * BLOCK_D
-            quarter: tl.constexpr = BLOCK_D // 4
-            fold(
-                a0, target, lower, here, first_col, de_ptr, de_aux_ptr, D, IS_FIRST, IS_LAST, SPLIT
-            )
-            fold(
-                a1,
-                target,
-                lower,
-                here,
-                first_col + quarter,
-                de_ptr,
-                de_aux_ptr,
-                D,
-                IS_FIRST,
-                IS_LAST,
-                SPLIT,
-            )
-            fold(
-                a2,
-                target,
-                lower,
-                here,
-                first_col + 2 * quarter,
-                de_ptr,
-                de_aux_ptr,
-                D,
-                IS_FIRST,
-                IS_LAST,
-                SPLIT,
-            )
-            fold(
-                a3,
-                target,
-                lower,
-                here,
-                first_col + 3 * quarter,
-                de_ptr,
-                de_aux_ptr,
-                D,
-                IS_FIRST,
-                IS_LAST,
-                SPLIT,
-            )
+            if WITH_DE:
+                m, n = grouped_tile(inside, tiles_n, tiles_d, GROUP)
+                for k in range(0, width, BLOCK_K):
+                    a = dz_rows_desc.load([m * BLOCK_M, k])
+                    b = c_desc.load([first + k, n * BLOCK_D])
+                    acc = dot(a, b, acc, UPCAST, PRECISION)
+                row = m * BLOCK_M + tl.arange(0, BLOCK_M)
+                here = row < rows
+                lower = row.to(tl.int64) * D
+                upper = tl.load(index_ptr + row, mask=here, other=0).to(tl.int64) * D
+                left, right = halves(acc)
+                a0, a1 = halves(left)
+                a2, a3 = halves(right)
+                for part in tl.static_range(4):
+                    fold(
+                        a0 if part == 0 else a1 if part == 1 else a2 if part == 2 else a3,
+                        upper,
+                        lower,
+                        here,
+                        n * BLOCK_D + part * (BLOCK_D // 4),
+                        de_ptr,
+                        de_aux_ptr,
+                        D,
+                        IS_FIRST,
+                        IS_LAST,
+                        SPLIT,
+                    )
+        tile = tl.atomic_add(ticket_ptr, 1)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 import triton
 
+from cce_core import observe
 from cce_core.kernels.launch import Logit, describe
 from cce_core.kernels.pairs import block_gradient_kernel, pair_logits_kernel, row_gradient_kernel
 from cce_core.kernels.plan import count_kernel, list_kernel, plan_kernel
@@ -29,7 +30,7 @@ class Filter:
     """What is kept, in units of a row's mean upstream gradient, and how much room there is."""
 
     pair_bar: float = 2.0**-11.5  # a block's share of its row's gradient
-    entry_bar: float = 2.0**-13.5  # an entry's
+    entry_bar: float = 2.0**-13  # an entry's
     entries: int | None = None  # length of a row's list; None fills the budget
     big_entries: int = 192  # of these, slots for the large ones alone
     density: float = 0.25  # the kept part of all pairs above which exact takes over
@@ -38,7 +39,7 @@ class Filter:
     @classmethod
     def of(cls, eps: float) -> "Filter":
         """The bars for a threshold `eps` on an entry's probability; 2**-12 is the default."""
-        return cls(pair_bar=eps * 2.0**0.5, entry_bar=eps * 2.0**-1.5)
+        return cls(pair_bar=eps * 2.0**0.5, entry_bar=eps / 2)
 
 
 class Masses(NamedTuple):
@@ -127,7 +128,16 @@ def filtered_gradients(
             _block_gradient(job, plan, turn, (weight, pull), targets.dc)
     if targets.de is not None:
         _row_gradient(job, plan, lists, mean, targets.de)
+    if observe.wanted():
+        observe.report(_left_out(job), plan.exact)
     return plan.exact
+
+
+def _left_out(job: _Job) -> torch.Tensor:
+    """(N,) fp32: each row's probability that the mean field stands for; NaN past the rows."""
+    share = job.mass.sum(0, dtype=torch.float32) / job.g_lse
+    counted = torch.arange(len(share), device=share.device) < job.rows.count
+    return torch.where(counted & (job.rows.labels >= 0), share, float("nan"))
 
 
 def _plan(job: _Job) -> Plan:
@@ -190,6 +200,7 @@ def _weigh_tail(job: _Job, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
         rows.e.shape[0],
         logit.c.shape[0],
         rows.e.shape[1],
+        job.options.entry_bar,
         logit.scale,
         logit.softcap or 1.0,
         HAS_CAP=logit.softcap is not None,

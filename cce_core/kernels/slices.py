@@ -71,8 +71,9 @@ class _Slice:
     first: int
     columns: int
     dz: torch.Tensor
-    aux: torch.Tensor  # dE's lower halves, or its fp32 accumulator
+    aux: torch.Tensor  # dE's lower bits, or its fp32 accumulator
     wanted: torch.Tensor | None  # () int32: zero makes every launch return at once
+    ticket: torch.Tensor  # () int32, zero
 
 
 def exact_gradients(
@@ -90,15 +91,17 @@ def exact_gradients(
     n, d = rows.e.shape
     v = logit.c.shape[0]
     device, dtype = rows.e.device, rows.e.dtype
-    aux_type = torch.int16 if dtype == torch.bfloat16 else torch.float32
+    aux_type = torch.int8 if dtype == torch.bfloat16 else torch.float32
     aux = torch.empty((n, d) if targets.de is not None else (1, 16), dtype=aux_type, device=device)
     alone = targets.dc is None or targets.dbias is not None
     taken = rows.e.nbytes + aux.nbytes + held
     width = scratch_columns(n, v, dtype.itemsize, taken, alone=alone)
     make = torch.zeros if targets.dbias is not None else torch.empty
     scratch = make((n, width), dtype=dtype, device=device)
-    for first, columns, dz in vocabulary_slices(scratch, None if alone else targets.dc, v):
-        part = _Slice(first, columns, dz, aux, wanted)
+    slices = list(vocabulary_slices(scratch, None if alone else targets.dc, v))
+    tickets = torch.zeros(len(slices), dtype=torch.int32, device=device)
+    for (first, columns, dz), ticket in zip(slices, tickets, strict=True):
+        part = _Slice(first, columns, dz, aux, wanted, ticket)
         _dlogits(rows, logit, upstream, part)
         if targets.dbias is not None:
             total = dz[:, :columns].sum(0, dtype=torch.float32)
@@ -139,33 +142,34 @@ def _dlogits(rows: Rows, logit: Logit, upstream: Upstream, part: _Slice) -> None
 def _gradients(rows: Rows, logit: Logit, targets: Targets, part: _Slice) -> None:
     tiling = logit.tilings.gradients
     m, d, k = tiling.block_n, tiling.block_v, tiling.block_d
-    split = part.aux.dtype == torch.int16
+    with_de, with_dc = targets.de is not None, targets.dc is not None
+    split = part.aux.dtype == torch.int8
     de = targets.de if targets.de is not None else part.aux
     gradients_kernel[(logit.programs,)](
-        describe(part.dz, m, k),
-        describe(part.dz, k, m),
-        describe(rows.e, k, d),
-        describe(logit.c, k, d),
-        describe(targets.dc if targets.dc is not None else logit.c, m, d),
+        describe(part.dz, m, k) if with_de else None,
+        describe(part.dz, k, m) if with_dc else None,
+        describe(rows.e, k, d) if with_dc else None,
+        describe(logit.c, k, d) if with_de else None,
+        describe(targets.dc, m, d) if targets.dc is not None else None,
         de.view(torch.int16) if split else de,
         part.aux,
         rows.index,
         rows.count,
         part.wanted if part.wanted is not None else rows.count,
+        part.ticket,
         part.first,
         part.columns,
         rows.e.shape[1],
         IS_FIRST=part.first == 0,
         IS_LAST=part.first + part.columns == logit.c.shape[0],
         SPLIT=split,
-        WITH_DE=targets.de is not None,
-        WITH_DC=targets.dc is not None,
+        WITH_DE=with_de,
+        WITH_DC=with_dc,
         ASK=part.wanted is not None,
         BLOCK_M=m,
         BLOCK_D=d,
         BLOCK_K=k,
         GROUP=tiling.group,
-        PROGRAMS=logit.programs,
         num_warps=tiling.warps,
         num_stages=tiling.stages,
         **logit.common(),

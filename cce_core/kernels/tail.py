@@ -1,8 +1,9 @@
-"""The mean-field tail: how a block's dropped mass spreads over the block's columns.
+"""The mean-field tail: how the mass that a block leaves out spreads over the block's columns.
 
-A dropped pair's p[i, v] is replaced by mass[i, b] weight[v], with weight[v] the column's share of
-its block's dropped mass over a sample of S rows whose p is computed here exactly (softcap's slope
-included). Row and block sums stay exact. With the block's mean row of C under these weights,
+What is left out of p[i, v] is replaced by mass[i, b] weight[v]: weight[v] is the column's share of
+the mass that its block leaves out over a sample of S rows, whose p is computed here exactly
+(softcap's slope included). Left out are dropped pairs, and of kept ones the entries under the bar,
+which are not listed for dE. Row and block sums stay exact. With the block's mean row of C,
     mean[b] = sum_v weight[v] C[v],
 dE's tail is mass^T mean, a product V / BLOCK wide. B blocks of BLOCK columns, D width.
 """
@@ -30,6 +31,7 @@ def tail_kernel(
     N,
     V,
     D,
+    bar,  # of an entry, in units of the mean |g_lse|
     scale,
     cap,
     HAS_CAP: tl.constexpr,
@@ -63,8 +65,9 @@ def tail_kernel(
             if HAS_CAP:
                 z = capped(z, cap)
             dropped = tl.load(tail_ptr + block * N + row).to(tl.float32) != 0.0
-            live = (col < V)[:, None] & dropped[None, :]
-            p = tl.where(live, tl.exp2(z * LOG2E - (lse * LOG2E)[None, :]) * g[None, :], 0.0)
+            p = tl.exp2(z * LOG2E - (lse * LOG2E)[None, :]) * g[None, :]
+            left_out = dropped[None, :] | (p <= bar)
+            p = tl.where((col < V)[:, None] & left_out, p, 0.0)
             total += tl.sum(p, 1)
             if HAS_CAP:
                 ratio = z * (1.0 / cap)

@@ -14,7 +14,7 @@
 Codes are stable: clients and dashboards match on them. Messages are for people.
 """
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 JobFailureCode = Literal[
     "invalid_training_file",
@@ -96,7 +96,19 @@ class LostClaim(HeadroomError):
 
 
 class JobFailure(HeadroomError):
-    """Ends a job with status `failed`; `code` is one of `JobFailureCode`."""
+    """Ends a job with status `failed`; `code` is one of `JobFailureCode`.
 
-    def __init__(self, code: JobFailureCode, message: str, *, param: str | None = None) -> None:
+    Attributes:
+        data: What the job's event tells beside the message.
+    """
+
+    def __init__(
+        self,
+        code: JobFailureCode,
+        message: str,
+        *,
+        param: str | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(message, code=code, param=param)
+        self.data = data or {}

@@ -21,6 +21,7 @@ class FileRecord(BaseModel):
 
     Attributes:
         rows: Training examples, for a checked training file.
+        longest_row_bytes: Bytes of its longest line.
         sha256: Of the bytes, in hex; the numerics receipt names the data by it.
         expires_at: Unix seconds after which the file is gone, or None.
     """
@@ -35,6 +36,7 @@ class FileRecord(BaseModel):
     purpose: Purpose
     format: DataFormat | None = None
     rows: int | None = None
+    longest_row_bytes: int | None = None
     sha256: str
     expires_at: int | None = None
 

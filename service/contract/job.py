@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from service.contract.memory import MemoryLedger, NumericsReceipt
+from service.contract.estimate.record import JobEstimate, MicroBatch
+from service.contract.memory import MemoryLedger, StepPhases
+from service.contract.receipt import NumericsReceipt
 from service.contract.spec import JobSpec, ResolvedOptions
 
 
@@ -53,6 +55,22 @@ class JobError(BaseModel):
     code: str
     message: str
     param: str | None = None
+
+
+class DataSize(BaseModel):
+    """What tokenizing a job's training file has shown.
+
+    Attributes:
+        supervised_tokens: Of them, those that are trained on.
+        longest: Tokens of the longest example.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    examples: int
+    tokens: int
+    supervised_tokens: int
+    longest: int
 
 
 class Progress(BaseModel):
@@ -117,6 +135,19 @@ class Checkpoint(BaseModel):
     metrics: dict[str, float]
 
 
+class ReducedBatch(BaseModel):
+    """What running out of memory left of the micro-batch; the effective batch is the same.
+
+    Attributes:
+        micro_batch_size: The most sequences that the next attempt works on at once.
+        times: How often it was halved.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    micro_batch_size: int
+    times: int
+
+
 class JobRecord(BaseModel):
     """The truth about a job, as Redis holds it.
 
@@ -140,9 +171,14 @@ class JobRecord(BaseModel):
     started_at: int | None = None
     finished_at: int | None = None
     error: JobError | None = None
+    data: DataSize | None = None
     resolved: ResolvedOptions | None = None
+    reduced_batch: ReducedBatch | None = None
     progress: Progress | None = None
     memory: MemoryLedger | None = None
+    micro_batch: MicroBatch | None = None
+    estimate: JobEstimate | None = None
+    phases: StepPhases | None = None
     receipt: NumericsReceipt | None = None
     trained_tokens: int | None = None
     fine_tuned_model: str | None = None

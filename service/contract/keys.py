@@ -12,6 +12,8 @@
     files:expiring           ZSET    "{id} {org}" of each file that expires, scored by when, in s
     model:{id}               STRING  a ModelRecord as JSON
     org:{org}:models         ZSET    ids of an organization's models, scored by creation, in s
+    worker:{name}            STRING  a LiveWorker as JSON; expires when the worker is silent
+    workers:live             ZSET    names of workers, scored by when they count as gone, in ms
     dedupe:{org}:{key}       STRING  the job that a create with this key or body made; expires
 
 No prefix followed by an id, which may come from a caller, is a key of another type. Celery keeps
@@ -21,6 +23,7 @@ its own keys (the queues' names are in `queue.py`) in the same database.
 ACTIVE = "jobs:active"
 WAITING = "jobs:waiting"
 EXPIRING = "files:expiring"
+WORKERS = "workers:live"
 
 
 def job(job_id: str) -> str:
@@ -56,6 +59,11 @@ def file(file_id: str) -> str:
 def model(model_id: str) -> str:
     """STRING of a model record."""
     return f"model:{model_id}"
+
+
+def worker(name: str) -> str:
+    """STRING of what a live worker has told."""
+    return f"worker:{name}"
 
 
 def dedupe(org: str, key: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from redis import Redis
@@ -14,6 +15,36 @@ from service.contract.index import Page
 from service.contract.job import Checkpoint, JobRecord
 
 PREFIX = "ftjob-"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A job as it stands; its record is decoded on demand, for most pollers have seen it.
+
+    Attributes:
+        job_id: The job.
+        version: Of the record, as it is stored.
+        place: 1 for the next job that a worker will take, None for a job that is not queued.
+        fields: The record, as it is stored.
+    """
+
+    job_id: str
+    version: str
+    place: int | None
+    # Compared nevertheless: a Redis that lost its last second gives a version out twice.
+    fields: Mapping[str, str] = field(hash=False)
+
+    @property
+    def tag(self) -> str:
+        """Text that differs whenever the record or the place does."""
+        return self.version if self.place is None else f"{self.version}-{self.place}"
+
+    @property
+    def record(self) -> JobRecord:
+        """The record."""
+        record = decode(self.fields)
+        assert record is not None, "a job without fields does not stand"
+        return record
 
 
 class Records:
@@ -34,26 +65,38 @@ class Records:
             raise no_such_job(job_id)
         return record
 
-    def version(self, job_id: str, org: str | None = None) -> str:
-        """Text that differs whenever a job or its place in the queue does: an ETag.
-
-        It costs one round trip, and no record is read.
+    def standing(self, job_id: str, org: str | None = None) -> "Standing":
+        """A job as it stands, for one round trip.
 
         Raises:
             NotFound: No such job, or another organization's.
         """
 
         def ask(pipe: Pipe) -> None:
-            pipe.hmget(keys.job(job_id), ["org", "version"])
+            pipe.hgetall(keys.job(job_id))
             pipe.zrank(keys.WAITING, job_id)
 
-        (owner, version), rank = self._ask(ask)
-        if owner is None or org not in {None, json.loads(owner)}:
+        fields, rank = self._ask(ask)
+        if not fields or org not in {None, json.loads(fields["org"])}:
             raise no_such_job(job_id)
-        return str(version) if rank is None else f"{version}-{rank + 1}"
+        return Standing(job_id, fields["version"], None if rank is None else rank + 1, fields)
+
+    def version(self, job_id: str, org: str | None = None) -> str:
+        """Text that differs whenever a job or its place in the queue does: an ETag.
+
+        Raises:
+            NotFound: No such job, or another organization's.
+        """
+        return self.standing(job_id, org).tag
 
     def page(
-        self, org: str, *, after: str | None, limit: int, metadata: dict[str, str]
+        self,
+        org: str,
+        *,
+        after: str | None,
+        limit: int,
+        metadata: dict[str, str],
+        only_comparisons: bool = False,
     ) -> Page[JobRecord]:
         """Jobs of `org`, newest first, behind the cursor `after`, with all of `metadata`.
 
@@ -63,7 +106,12 @@ class Records:
 
         def load(ids: list[str]) -> list[JobRecord]:
             records = self._many(ids)
-            return [job for job in records if metadata.items() <= job.spec.metadata.items()]
+            return [
+                job
+                for job in records
+                if metadata.items() <= job.spec.metadata.items()
+                and (job.spec.comparison is not None or not only_comparisons)
+            ]
 
         index.check_cursor(after, PREFIX)
         return index.page(self._redis, keys.org_index(org, "jobs"), load, after=after, limit=limit)

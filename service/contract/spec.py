@@ -4,9 +4,11 @@ Names and ranges of `Hyperparameters` are the OpenAI wire format's; `TrainingOpt
 Headroom's documented extension fields, sent beside them at the top level of the body.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
+
+from service.contract.memory import LossName
 
 Auto = Literal["auto"]
 LrScheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
@@ -76,7 +78,14 @@ class TrainingOptions(Options):
         default=False, description="Several examples share a sequence, kept apart by position ids."
     )
     gradient_accumulation_steps: Auto | PositiveInt = Field(
-        "auto", description="Micro-batches an optimizer step; it divides batch_size. auto: 1."
+        "auto",
+        description="Micro-batches an optimizer step; it divides batch_size. auto: as many as "
+        "micro_batch_size makes of it.",
+    )
+    micro_batch_size: Auto | PositiveInt = Field(
+        "auto",
+        description="Sequences at once, at most batch_size, which stays what it is. auto: on CUDA "
+        "the largest that fits, found by estimate and a few tries; on CPU batch_size.",
     )
     gradient_checkpointing: Auto | bool = Field(
         "auto", description="Recompute activations in backward. auto: on CUDA, off on CPU."
@@ -100,8 +109,34 @@ class TrainingOptions(Options):
     )
 
 
+Item = TypeVar("Item", int, str)
+
+
+def _each_once(items: list[Item]) -> list[Item]:
+    if len({*items}) < len(items):
+        raise ValueError("Each may be named once")
+    return items
+
+
+_UNIQUE = AfterValidator(_each_once), Field(min_length=1, json_schema_extra={"uniqueItems": True})
+
+
+class ComparisonOptions(Options):
+    """What a comparison runs: each loss at each batch size, for the same steps from one start."""
+
+    losses: Auto | Annotated[list[LossName], *_UNIQUE] = Field(
+        "auto", description="auto: all; compiled_full_logits on CUDA alone."
+    )
+    batch_sizes: Annotated[
+        list[Annotated[int, Field(ge=1, le=256)]], *_UNIQUE, Field(max_length=8)
+    ] = Field([1, 2, 4, 8], description="Sequences per optimizer step, worked on at once.")
+    steps: Annotated[int, Field(ge=4, le=10_000)] = Field(
+        20, description="Optimizer steps of each loss at each batch size."
+    )
+
+
 class JobSpec(Options):
-    """A fine-tuning job as asked for; immutable once created."""
+    """A fine-tuning job, or a comparison, as asked for; immutable once created."""
 
     model: str
     training_file: str
@@ -111,6 +146,7 @@ class JobSpec(Options):
     hyperparameters: Hyperparameters = Hyperparameters()
     options: TrainingOptions = TrainingOptions()
     metadata: dict[str, str] = {}
+    comparison: ComparisonOptions | None = None
 
 
 class ResolvedOptions(Options):

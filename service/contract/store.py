@@ -280,7 +280,8 @@ def _move(pipe: Pipe, record: JobRecord) -> None:
     if record.status not in rules.CLAIMED:
         pipe.delete(keys.lease(record.id))
     if record.status is JobStatus.QUEUED:
-        pipe.zadd(keys.WAITING, {record.id: time.time_ns() // 1_000_000})
+        # Microseconds: two jobs of one millisecond keep their order, and a double holds the number.
+        pipe.zadd(keys.WAITING, {record.id: time.time_ns() // 1_000})
     else:
         pipe.zrem(keys.WAITING, record.id)
     if record.terminal:

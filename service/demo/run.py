@@ -156,19 +156,20 @@ def _compare(console: Console, trained: Trained, pair: Pair, before: str, after:
     """Print the ledger, and the model before and after."""
     console.print()
     if trained.job.memory is not None:
-        console.print(Padding(ledger_table(trained.job.memory), (0, 0, 1, 2)))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("")
-    table.add_column("validation loss", justify="right")
-    table.add_column(Text(pair.question), overflow="fold")
-    table.add_row("before", f"{trained.before:.3f}", Text(before))
-    table.add_row("after", f"{trained.after:.3f}", Text(after))
-    table.add_row("the documentation", "", Text(pair.answer, "dim"))
-    console.print(Padding(table, (0, 0, 1, 2)))
+        table = ledger_table(trained.job.memory, trained.job.phases)
+        console.print(Padding(table, (0, 0, 1, 2)))
+    answers = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    answers.add_column("")
+    answers.add_column("validation loss", justify="right")
+    answers.add_column(Text(pair.question), overflow="fold")
+    answers.add_row("before", f"{trained.before:.3f}", Text(before))
+    answers.add_row("after", f"{trained.after:.3f}", Text(after))
+    answers.add_row("the documentation", "", Text(pair.answer, "dim"))
+    console.print(Padding(answers, (0, 0, 1, 2)))
 
 
 def _judge(trained: Trained) -> None:
-    if trained.fall < REQUIRED_FALL:
+    if not trained.fall >= REQUIRED_FALL:  # NaN fails too
         raise DemoFailed(
             f"The validation loss fell by {trained.fall:.0%}; {REQUIRED_FALL:.0%} is expected."
         )

@@ -6,6 +6,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Form, Query, UploadFile
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from service import artefacts
 from service.contract.spec import Purpose
@@ -28,11 +29,15 @@ class FileCreate(BaseModel):
 
     file: UploadFile = Field(
         description="JSON lines in UTF-8, of one format: "
-        '`{"messages": [...]}`, or `{"text": "..."}`.'
+        '`{"messages": [...]}`, or `{"text": "..."}`.',
+        examples=['{"text": "Any text, to be learned as it stands."}\n'],
     )
     purpose: Literal["fine-tune"]
-    anchor: Literal["created_at"] | None = Field(None, alias="expires_after[anchor]")
-    seconds: Annotated[int, Field(ge=_HOUR_S, le=30 * _DAY_S)] | None = Field(
+    # A form has no null, although a field may be absent from it.
+    anchor: Literal["created_at"] | SkipJsonSchema[None] = Field(
+        None, alias="expires_after[anchor]"
+    )
+    seconds: Annotated[int, Field(ge=_HOUR_S, le=30 * _DAY_S)] | SkipJsonSchema[None] = Field(
         None, alias="expires_after[seconds]", description="From one hour to thirty days."
     )
 
@@ -52,7 +57,9 @@ class FileCreate(BaseModel):
 
 @router.post("", responses={200: {"links": links("file_id", *_OF_FILE)}})
 def upload_file(
-    form: Annotated[FileCreate, Form()], org: Organization, services: ServicesDep
+    form: Annotated[FileCreate, Form(media_type="multipart/form-data")],
+    org: Organization,
+    services: ServicesDep,
 ) -> File:
     """Upload a training file; every structural fault is found here, before any job.
 

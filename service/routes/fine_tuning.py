@@ -9,12 +9,11 @@ from service import jobs
 from service.conditional import NOT_MODIFIED, IfChanged
 from service.contract.errors import InvalidRequest
 from service.contract.index import check_cursor
-from service.contract.job import TERMINAL
 from service.deps import GuardedRoute, Organization, ServicesDep
 from service.job_request import JobCreate
 from service.openapi import links
 from service.problems import ERROR_RESPONSES
-from service.schemas import Job, JobCheckpoint, JobEvent, Listing, MetricPoint
+from service.schemas import Job, JobCheckpoint, JobEvent, JobMemory, Listing, MetricPoint
 
 PATH = "/v1/fine_tuning/jobs"
 router = APIRouter(
@@ -37,13 +36,23 @@ _METADATA_DOC: dict[str, Any] = {
         }
     ]
 }
-_OF_JOB = ("get_job", "cancel_job", "list_events", "list_metrics", "list_checkpoints")
+_OF_JOB = (
+    "get_job",
+    "cancel_job",
+    "list_events",
+    "list_metrics",
+    "get_memory",
+    "list_checkpoints",
+)
 _LINKS = links("job_id", *_OF_JOB)
 _CREATED: dict[int | str, dict[str, Any]] = {
     200: {"model": Job, "description": "A repeated request: the first one's job.", "links": _LINKS},
     201: {"links": _LINKS},
 }
 Limit = Annotated[int, Query(ge=1, le=1000)]
+Order = Annotated[
+    Literal["asc", "desc"], Query(description="Extension: `asc`, oldest first, for followers.")
+]
 
 
 async def _metadata(request: Request) -> dict[str, str]:
@@ -85,21 +94,23 @@ def list_jobs(
     after: str | None = None,
     limit: Limit = 20,
 ) -> Listing[Job]:
-    """Jobs, newest first."""
+    """Jobs, newest first, comparisons among them."""
     page = services.store.page(org, after=after, limit=limit, metadata=metadata)
     return Listing.of(jobs.views(services, page.items), has_more=page.has_more)
 
 
-@router.get("/{job_id}", responses=NOT_MODIFIED)
+@router.get("/{job_id}", response_model=Job, responses=NOT_MODIFIED)
 def get_job(
     job_id: str, org: Organization, services: ServicesDep, changed: IfChanged, response: Response
-) -> Job:
-    """A job as it stands. Poll with `If-None-Match`: 304 costs next to nothing."""
-    changed.check(services.store.version(job_id, org))
-    job = jobs.get(services, org, job_id)
-    if job.status not in TERMINAL:
+) -> Response:
+    """A job as it stands. Poll with `If-None-Match`: the answer is 304 while nothing is new."""
+    standing = services.store.standing(job_id, org)
+    changed.check(standing.tag)
+    shown = jobs.shown(standing)
+    if not shown.ended:
         response.headers["Retry-After"] = str(_POLL_S)
-    return job
+    # Not the job itself: FastAPI would validate it again, for which it goes to another thread.
+    return Response(shown.body, media_type="application/json", headers=response.headers)
 
 
 @router.post("/{job_id}/cancel")
@@ -117,10 +128,7 @@ def list_events(
     changed: IfChanged,
     after: str | None = None,
     limit: Limit = 20,
-    order: Annotated[
-        Literal["asc", "desc"],
-        Query(description="Extension: `asc`, oldest first, for followers."),
-    ] = "desc",
+    order: Order = "desc",
 ) -> Listing[JobEvent]:
     """A job's history, newest first; with `order=asc`, `after` is the last event already seen."""
     changed.check(services.store.version(job_id, org))
@@ -141,6 +149,15 @@ def list_metrics(
     changed.check(services.store.version(job_id, org))
     points = services.events.metrics(job_id, resolution)
     return Listing.of([MetricPoint.of(event) for event in points])
+
+
+@router.get("/{job_id}/memory", responses=NOT_MODIFIED)
+def get_memory(
+    job_id: str, org: Organization, services: ServicesDep, changed: IfChanged
+) -> JobMemory:
+    """Extension: the memory ledger, and where a step's time goes; 404 until it is measured."""
+    changed.check(services.store.version(job_id, org))
+    return jobs.memory(services, org, job_id)
 
 
 @router.get("/{job_id}/checkpoints", responses=NOT_MODIFIED)

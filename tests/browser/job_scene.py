@@ -5,7 +5,8 @@ import time
 from collections.abc import Iterable
 
 from service.contract.job import Event, JobError, JobRecord, JobStatus, Progress, new_id
-from service.contract.memory import Figure, LossMemory, MemoryLedger, Saving
+from service.contract.memory import Figure, LossMemory, MemoryLedger, Saving, StepPhases
+from service.contract.receipt import FilteredMass, NumericsReceipt
 from service.contract.spec import JobSpec, ResolvedOptions
 from service.contract.store import Claim, Store
 
@@ -50,6 +51,7 @@ LEDGER = MemoryLedger(
             loss_layer_ratio=50.8,
             step_bytes=303 * MIB,
             step_ratio=1.98,
+            micro_batch_ratio=9.0,
         ),
         Saving(
             baseline="chunked",
@@ -59,6 +61,25 @@ LEDGER = MemoryLedger(
             step_ratio=1.23,
         ),
     ],
+)
+
+PHASES = StepPhases(steps=3, data=0.01, forward=0.06, loss=0.02, backward=0.1, optimizer=0.01)
+
+RECEIPT = NumericsReceipt(
+    implementation="blocked",
+    preset="default",
+    rows=256,
+    loss=10.4127,
+    loss_reference=10.4128,
+    loss_error=9.6e-6,
+    hidden_grad_error=3.1e-6,
+    head_grad_error=2.7e-6,
+    tolerance=1e-3,
+    filtered=[FilteredMass(step=0, p50=1.1e-3, p99=4.2e-2, fallbacks=0)],
+    seed=1,
+    training_file_sha256="0" * 64,
+    resumed_from_step=None,
+    versions={"python": "3.11.7", "torch": "2.13.0", "transformers": "5.17.0"},
 )
 
 RESOLVED = ResolvedOptions(
@@ -113,7 +134,11 @@ class SceneJob:
         self._update(Event(message="Options resolved."), resolved=RESOLVED)
         self._update(None, progress=Progress(phase="measuring"))
         if ledger:
-            self._update(Event(message="Memory ledger measured."), memory=LEDGER)
+            self._update(Event(message="Memory ledger measured."), memory=LEDGER, phases=PHASES)
+
+    def verify(self) -> None:
+        """Compare the loss with fp32."""
+        self._update(Event(message="Loss verified."), receipt=RECEIPT)
 
     def train(self, steps: Iterable[int]) -> None:
         """Report steps; every twentieth is evaluated."""

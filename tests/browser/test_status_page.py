@@ -63,6 +63,10 @@ def test_the_ledger_as_bars(page: Page, server: Server, job: SceneJob) -> None:
     page.goto(f"{server.url}/#{job.id}")
     layer = page.locator("#ledger .group", has_text="Loss layer alone")
     expect(layer.locator(".bars > div")).to_have_count(len(LEDGER.losses))
+    expect(page.locator("#ledger")).to_contain_text(
+        "0.200 s, the mean of 3: data 5 %, forward 30 %"
+    )
+    expect(page.locator("#ledger .savings")).to_contain_text("as large fits (modelled)")
     expect(layer.locator(".bars > div").nth(1)).to_contain_text("modelled: two_logits")
     widths = [bar.bounding_box()["width"] for bar in layer.locator(".bar").all()]
     sizes = [entry.loss_layer.bytes for entry in LEDGER.losses]

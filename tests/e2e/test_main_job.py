@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from service.stack import Stack
 from tests.support.stack import TINY, write_chat
+from tests.worker.support import until
 
 DONE = {"succeeded", "failed", "cancelled"}
 LONG = {"n_epochs": 50, "batch_size": 1}
@@ -27,7 +29,7 @@ def _method(**hyperparameters: int) -> dict:
 
 
 @pytest.fixture
-def client(stack: Stack) -> OpenAI:
+def client(stack: Stack) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{stack.url}/v1", api_key="unused") as client:
         yield client
 
@@ -37,45 +39,108 @@ def chat(tmp_path: Path) -> Path:
     return write_chat(tmp_path / "chat.jsonl")
 
 
+@pytest.fixture(scope="module")
+def trained(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> FineTuningJob:
+    """A job that the client has uploaded for, created and waited for."""
+    folder = tmp_path_factory.mktemp("trained")
+    with OpenAI(base_url=f"{stack.url}/v1", api_key="unused") as client:
+        training = client.files.create(file=write_chat(folder / "chat.jsonl"), purpose="fine-tune")
+        assert (training.status, training.filename) == ("processed", "chat.jsonl")
+        validation = client.files.create(
+            file=write_chat(folder / "validation.jsonl", rows=4), purpose="fine-tune"
+        )
+        created = client.fine_tuning.jobs.create(
+            model=TINY,
+            training_file=training.id,
+            validation_file=validation.id,
+            suffix="e2e",
+            seed=7,
+            metadata={"why": "test"},
+            method=_method(n_epochs=2, batch_size=4),
+            extra_body={"learning_rate": 1e-2, "max_seq_length": 64, "checkpoint_every": 6},
+        )
+        assert created.status == "validating_files"
+        return _finished(client, created.id)
+
+
+@pytest.fixture
+def cancelled(client: OpenAI, chat: Path) -> tuple[str, str, dict[str, str]]:
+    """Two jobs of the same metadata, oldest first, and the metadata."""
+    file = client.files.create(file=chat, purpose="fine-tune").id
+    metadata = {"pair": file}
+    first, second = (
+        client.fine_tuning.jobs.create(
+            model=TINY, training_file=file, suffix=suffix, metadata=metadata
+        ).id
+        for suffix in ("first", "second")
+    )
+    for job_id in (first, second):
+        client.fine_tuning.jobs.cancel(job_id)
+    return first, second, metadata
+
+
 def test_a_job_from_upload_to_a_model_that_transformers_loads(
-    client: OpenAI, stack: Stack, chat: Path, tmp_path: Path
+    client: OpenAI, stack: Stack, trained: FineTuningJob, tmp_path: Path
 ) -> None:
     assert TINY in {model.id for model in client.models.list()}
-    training = client.files.create(file=chat, purpose="fine-tune")
-    assert (training.status, training.filename) == ("processed", "chat.jsonl")
-    validation = client.files.create(
-        file=write_chat(tmp_path / "validation.jsonl", rows=4), purpose="fine-tune"
-    )
-    created = client.fine_tuning.jobs.create(
-        model=TINY,
-        training_file=training.id,
-        validation_file=validation.id,
-        suffix="e2e",
-        seed=7,
-        metadata={"why": "test"},
-        method=_method(n_epochs=2, batch_size=4),
-        extra_body={"learning_rate": 1e-2, "max_seq_length": 64, "checkpoint_every": 6},
-    )
-    assert created.status == "validating_files"
-    job = _finished(client, created.id)
-    assert job.status == "succeeded", job.error
-    assert job.trained_tokens > 0
-    assert job.fine_tuned_model.startswith(f"ft:{TINY}:")
-    assert ":e2e:" in job.fine_tuned_model
-    assert job.method.supervised.hyperparameters.n_epochs == 2
-    assert [found.id for found in client.fine_tuning.jobs.list(metadata={"why": "test"})] == [
-        job.id
-    ]
-    _check_events(client, job.id)
-    _check_extensions(job.model_extra)
-    checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id))
-    assert {checkpoint.step_number for checkpoint in checkpoints} >= {6, 12}
-    _check_results(client, job.result_files)
-    _check_model(stack, job.fine_tuned_model, tmp_path / "model")
-    assert client.models.retrieve(job.fine_tuned_model).id == job.fine_tuned_model
-    assert client.models.delete(job.fine_tuned_model).deleted
+    assert trained.status == "succeeded", trained.error
+    assert trained.trained_tokens > 0
+    assert trained.fine_tuned_model.startswith(f"ft:{TINY}:")
+    assert ":e2e:" in trained.fine_tuned_model
+    assert trained.method.supervised.hyperparameters.n_epochs == 2
+    _check_events(client, trained.id)
+    _check_extensions(trained.model_extra)
+    _check_results(client, trained.result_files)
+    memory = httpx.get(f"{stack.url}/v1/fine_tuning/jobs/{trained.id}/memory").json()
+    assert memory["ledger"] == trained.model_extra["memory"]
+    _check_model(stack, trained.fine_tuned_model, tmp_path / "model")
+    assert client.models.retrieve(trained.fine_tuned_model).id == trained.fine_tuned_model
+    assert client.models.delete(trained.fine_tuned_model).deleted
     with pytest.raises(openai.NotFoundError):
-        client.models.retrieve(job.fine_tuned_model)
+        client.models.retrieve(trained.fine_tuned_model)
+
+
+def test_the_client_pages_through_jobs_and_checkpoints_and_filters_by_metadata(
+    client: OpenAI, trained: FineTuningJob, cancelled: tuple[str, str, dict[str, str]]
+) -> None:
+    first, second, metadata = cancelled
+    jobs = client.fine_tuning.jobs
+    assert [job.id for job in jobs.list(limit=1, metadata=metadata)] == [second, first]
+    assert [job.id for job in jobs.list(metadata={"why": "test"})] == [trained.id]
+    every = [job.id for job in jobs.list(limit=1)]
+    assert len({*every}) == len(every)
+    assert {first, second, trained.id} <= {*every}
+    checkpoints = list(jobs.checkpoints.list(trained.id, limit=1))
+    steps = [checkpoint.step_number for checkpoint in checkpoints]
+    assert steps == sorted(steps, reverse=True)
+    assert {6, 12} <= {*steps}
+
+
+def test_the_async_client_sees_the_same(
+    stack: Stack, trained: FineTuningJob, cancelled: tuple[str, str, dict[str, str]]
+) -> None:
+    first, second, metadata = cancelled
+
+    async def scenario() -> None:
+        async with AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="unused") as client:
+            jobs = client.fine_tuning.jobs
+            assert await jobs.retrieve(trained.id) == trained
+            found = [job.id async for job in jobs.list(limit=1, metadata=metadata)]
+            assert found == [second, first]
+            events = [event async for event in jobs.list_events(trained.id, limit=5)]
+            assert len({event.id for event in events}) == len(events) > 5
+            assert events[-1].message == f"Created fine-tuning job: {trained.id}"
+            checkpoints = [each async for each in jobs.checkpoints.list(trained.id, limit=1)]
+            assert {6, 12} <= {each.step_number for each in checkpoints}
+            model = await client.models.retrieve(checkpoints[-1].fine_tuned_model_checkpoint)
+            assert model.owned_by == trained.organization_id
+            for file_id in trained.result_files:
+                content = await client.files.content(file_id)
+                assert len(content.content) == (await client.files.retrieve(file_id)).bytes > 0
+            results = client.files.list(purpose="fine-tune-results", limit=1)
+            assert {*trained.result_files} <= {file.id async for file in results}
+
+    asyncio.run(scenario())
 
 
 def test_the_async_client_cancels_a_running_job(stack: Stack, chat: Path) -> None:
@@ -143,6 +208,26 @@ def _check_extensions(extra: dict) -> None:
     by_loss = {entry["loss"]: entry["loss_layer"] for entry in extra["memory"]["losses"]}
     assert by_loss["cce"]["provenance"] == "measured"
     assert {"full_logits", "chunked", "cce"} <= set(by_loss)
+    assert extra["phases"]["backward"] > 0
+    assert (extra["micro_batch"]["size"], extra["micro_batch"]["chosen_by"]) == (4, "rule")
+    assert abs(extra["estimate"]["error"]) < 0.15
+    assert extra["receipt"]["resumed_from_step"] is None
+    assert extra["reduced_batch"] is None
+
+
+def test_what_a_job_would_need_is_known_before_it_runs(
+    client: OpenAI, stack: Stack, trained: FineTuningJob
+) -> None:
+    """Exactly, since a job has tokenized the file, on the device that the worker has told of."""
+    body = {"model": TINY, "training_file": trained.training_file, "max_seq_length": 64}
+    with httpx.Client(base_url=f"{stack.url}/v1") as http:
+        until(lambda: http.get("fleet").json()["data"], 60, what="the worker's device")
+        estimate = http.post("fine_tuning/estimate", json=body).raise_for_status().json()
+    assert estimate["data"]["basis"] == "tokenized"
+    assert estimate["data"]["examples"] == 24
+    (device,) = estimate["devices"]
+    assert device["fits"] is True
+    assert device["workers"]
 
 
 def _check_results(client: OpenAI, files: list[str]) -> None:
@@ -151,8 +236,12 @@ def _check_results(client: OpenAI, files: list[str]) -> None:
     table = next(text for text in contents if text.startswith(header))
     rows = list(csv.DictReader(io.StringIO(table)))
     assert float(rows[-1]["train_loss"]) > 0
-    report = next(json.loads(text) for text in contents if text is not table)
-    assert report
+    outliers = next(text for text in contents if text.startswith("epoch,line,loss,tokens"))
+    worst = list(csv.DictReader(io.StringIO(outliers)))
+    assert {row["epoch"] for row in worst} == {"1", "2"}
+    assert float(worst[0]["loss"]) >= float(worst[1]["loss"]) > 0
+    report = next(json.loads(text) for text in contents if text.startswith("{"))
+    assert report["receipt"]["training_file_sha256"] == report["training_file_sha256"]
 
 
 def _check_model(stack: Stack, model_id: str, folder: Path) -> None:

@@ -1,54 +1,28 @@
 """A model and a dataset small enough to be trained again and again while things break."""
 
-import json
-import pydoc_data.topics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tokenizers import ByteLevelBPETokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.support.redis_server import RedisServer
+from tests.support.tiny_llama import dataset, essays, make_tiny_llama
 from tests.worker.support import Deployment
 from worker.settings import WorkerSettings
 
-VOCABULARY = 512
+STEPS, EVERY = 120, 20
+Curve = dict[int, float]
 
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    essays = "".join(pydoc_data.topics.topics.values())
-    return [essays[start : start + 400] for start in range(0, 32_000, 400)]
+    return essays(80)
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
-    """A Llama of 60,000 weights with its tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny")
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=["<s>", "</s>"])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
-    )
-    tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_llama(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
@@ -59,14 +33,16 @@ def faulty(tmp_path: Path, tiny_model: Path) -> Iterator[tuple[Deployment, Redis
 
 
 @contextmanager
-def deploy(folder: Path, model: Path) -> Iterator[tuple[Deployment, RedisServer]]:
-    """Redis, and a deployment whose workers start the real trainer."""
+def deploy(
+    folder: Path, model: Path, trainer: list[str] | None = None
+) -> Iterator[tuple[Deployment, RedisServer]]:
+    """Redis, and a deployment whose workers start the real trainer, or `trainer`."""
     (folder / "redis").mkdir()
     server = RedisServer(folder / "redis")
     real_trainer = WorkerSettings.model_fields["trainer_command"].get_default(
         call_default_factory=True
     )
-    deployment = Deployment(server.url, folder, trainer_command=real_trainer)
+    deployment = Deployment(server.url, folder, trainer_command=trainer or real_trainer)
     (folder / "models" / "tiny").symlink_to(model)
     try:
         yield deployment, server
@@ -75,5 +51,40 @@ def deploy(folder: Path, model: Path) -> Iterator[tuple[Deployment, RedisServer]
         server.kill()
 
 
-def dataset(texts: list[str]) -> bytes:
-    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+def submit(deployment: Deployment, texts: list[str], **options: object) -> str:
+    """A job of `STEPS` steps with a checkpoint every `EVERY`."""
+    return deployment.submit(
+        model="tiny",
+        training_file=deployment.upload(dataset(texts)),
+        seed=7,
+        hyperparameters={"n_epochs": STEPS // 20, "batch_size": len(texts) // 20},
+        options={
+            "checkpoint_every": EVERY,
+            "learning_rate": 1e-3,
+            "max_seq_length": 256,
+            "memory_ledger": False,
+            **options,
+        },
+    )
+
+
+def points(deployment: Deployment, job_id: str) -> list[tuple[int, float]]:
+    """Every training point in order of time, those of lost attempts too."""
+    metrics = deployment.events.metrics(job_id, resolution=100_000)
+    return [(e.data["step"], e.data["train_loss"]) for e in metrics if "train_loss" in e.data]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, texts: list[str]
+) -> Curve:
+    """The loss curve of a run that nothing happens to."""
+    with deploy(tmp_path_factory.mktemp("undisturbed"), tiny_model) as (deployment, _):
+        deployment.worker("validate", "train")
+        job_id = submit(deployment, texts)
+        record = deployment.reaches(job_id, "succeeded", "failed", timeout_s=90.0)
+        assert record.status == "succeeded", record.error
+        curve = points(deployment, job_id)
+    assert [step for step, _ in curve] == list(range(1, STEPS + 1))
+    assert curve[-1][1] < 0.9 * curve[0][1]
+    return dict(curve)

@@ -9,36 +9,11 @@ from pathlib import Path
 import pytest
 
 from service.contract.job import Phase
-from tests.faults.conftest import dataset, deploy
+from tests.faults.conftest import EVERY, Curve, points, submit
 from tests.support.redis_server import RedisServer
 from tests.worker.support import Deployment, alive, until
 
-STEPS, EVERY = 120, 20
 Faulty = tuple[Deployment, RedisServer]
-Curve = dict[int, float]
-
-
-def submit(deployment: Deployment, texts: list[str], **options: object) -> str:
-    """A job of `STEPS` steps with a checkpoint every `EVERY`."""
-    return deployment.submit(
-        model="tiny",
-        training_file=deployment.upload(dataset(texts)),
-        seed=7,
-        hyperparameters={"n_epochs": STEPS // 20, "batch_size": len(texts) // 20},
-        options={
-            "checkpoint_every": EVERY,
-            "learning_rate": 1e-3,
-            "max_seq_length": 256,
-            "memory_ledger": False,
-            **options,
-        },
-    )
-
-
-def points(deployment: Deployment, job_id: str) -> list[tuple[int, float]]:
-    """Every training point in order of time, those of lost attempts too."""
-    metrics = deployment.events.metrics(job_id, resolution=100_000)
-    return [(e.data["step"], e.data["train_loss"]) for e in metrics if "train_loss" in e.data]
 
 
 def trainers(worker_pid: int) -> list[int]:
@@ -50,22 +25,6 @@ def trainers(worker_pid: int) -> list[int]:
 def descendants(pid: int) -> list[int]:
     below = [child for each in trainers(pid) for child in descendants(each)]
     return [pid, *below]
-
-
-@pytest.fixture(scope="session")
-def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, texts: list[str]
-) -> Curve:
-    """The loss curve of a run that nothing happens to."""
-    with deploy(tmp_path_factory.mktemp("undisturbed"), tiny_model) as (deployment, _):
-        deployment.worker("validate", "train")
-        job_id = submit(deployment, texts)
-        record = deployment.reaches(job_id, "succeeded", "failed", timeout_s=90.0)
-        assert record.status == "succeeded", record.error
-        curve = points(deployment, job_id)
-    assert [step for step, _ in curve] == list(range(1, STEPS + 1))
-    assert curve[-1][1] < 0.9 * curve[0][1]
-    return dict(curve)
 
 
 def reaches_step(deployment: Deployment, job_id: str, step: int) -> None:

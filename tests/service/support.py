@@ -9,6 +9,7 @@ from openai.types import FileObject
 from openai.types.fine_tuning import FineTuningJob
 
 from service.contract.job import JobStatus
+from service.contract.memory import Figure, LargestBatch, LossMemory, MemoryLedger
 from service.contract.models import ModelFile, ModelRecord
 from service.contract.storage import Storage
 from service.contract.store import Claim, Store
@@ -25,6 +26,40 @@ def jsonl(*rows: object) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
+LEDGER = MemoryLedger(
+    device="NVIDIA H200",
+    method="CUDA allocator peak",
+    micro_batch_size=8,
+    seq_length=512,
+    tokens=4000,
+    vocab_size=128_256,
+    hidden_size=2048,
+    dtype="bfloat16",
+    room_bytes=100 << 30,
+    losses=[
+        LossMemory(
+            loss="full_logits",
+            loss_layer=Figure(bytes=9 << 30, provenance="out_of_memory"),
+            step=Figure(bytes=9 << 30, provenance="out_of_memory"),
+            largest_micro_batch=LargestBatch(
+                sequences=7,
+                formula="proportional_step",
+                bytes_per_sequence=14 << 30,
+                fixed_bytes=0,
+            ),
+        ),
+        LossMemory(
+            loss="cce",
+            loss_layer=Figure(bytes=60 << 20, provenance="measured"),
+            step=Figure(bytes=8 << 30, provenance="measured"),
+            tokens_per_s=20_000.0,
+            largest_micro_batch=LargestBatch(
+                sequences=99, formula="linear_step", bytes_per_sequence=1 << 30, fixed_bytes=1 << 20
+            ),
+        ),
+    ],
+    savings=[],
+)
 CHAT = jsonl({"messages": [ASK, TELL]})
 
 

@@ -76,6 +76,14 @@ def test_every_operation_and_parameter_is_described(document: dict[str, Any]) ->
     assert options["hyperparameters"]["deprecated"] is True
 
 
+def test_an_upload_is_a_multipart_form_without_nulls(document: dict[str, Any]) -> None:
+    body = document["paths"]["/v1/files"]["post"]["requestBody"]["content"]
+    assert body.keys() == {"multipart/form-data"}
+    form = document["components"]["schemas"]["FileCreate"]
+    assert form["required"] == ["file", "purpose"]
+    assert "null" not in [*_values(form, "type")]
+
+
 def test_status_routes_declare_that_nothing_is_new(document: dict[str, Any]) -> None:
     job = document["paths"]["/v1/fine_tuning/jobs/{job_id}"]["get"]
     assert "304" in job["responses"]

@@ -7,6 +7,7 @@ from service.datasets import MAX_LINE_BYTES, MAX_LISTED, Dataset, Fault, Invalid
 from tests.service.support import ASK, CHAT, TELL, jsonl
 
 TEXT = jsonl({"text": "Words."})
+UNICODE = '{"text": "Grüße, 世界 🌍"}'.encode()
 
 
 def _faults(content: bytes) -> tuple[list[Fault], int]:
@@ -25,11 +26,11 @@ def _fault(content: bytes) -> Fault:
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (CHAT * 3, Dataset("chat", 3)),
-        (TEXT, Dataset("text", 1)),
-        (CHAT.rstrip(), Dataset("chat", 1)),
-        (CHAT.replace(b"\n", b"\r\n") * 2, Dataset("chat", 2)),
-        ('{"text": "Grüße, 世界 🌍"}'.encode(), Dataset("text", 1)),
+        (CHAT * 3, Dataset("chat", 3, len(CHAT) - 1)),
+        (TEXT + b'{"text": "a longer one, which counts"}', Dataset("text", 2, 38)),
+        (CHAT.rstrip(), Dataset("chat", 1, len(CHAT) - 1)),
+        (CHAT.replace(b"\n", b"\r\n") * 2, Dataset("chat", 2, len(CHAT) - 1)),
+        (UNICODE, Dataset("text", 1, len(UNICODE))),
     ],
 )
 def test_a_file_without_faults(content: bytes, found: Dataset) -> None:
@@ -116,7 +117,7 @@ def test_a_long_line_is_skipped_and_the_next_is_read() -> None:
 def test_the_limit_of_a_line_counts_its_bytes_without_the_end(end: bytes) -> None:
     row = b'{"text": "' + b"x" * (MAX_LINE_BYTES - 12) + b'"}'
     assert len(row) == MAX_LINE_BYTES
-    assert check(io.BytesIO(row + end)) == Dataset("text", 1)
+    assert check(io.BytesIO(row + end)) == Dataset("text", 1, MAX_LINE_BYTES)
     assert "over the limit" in _fault(row + b" " + end).message
     assert "over the limit" in _fault(row + b"\r" * 9 + b"x" + end).message
 

@@ -114,7 +114,7 @@ def test_jobs_are_seen_by_their_organization_alone(
 ) -> None:
     job = submit(acme, upload(acme).id)
     assert job.organization_id == "acme"
-    for part in ("", "/events", "/metrics", "/checkpoints"):
+    for part in ("", "/events", "/metrics", "/memory", "/checkpoints"):
         answer = other.get(f"{JOBS}/{job.id}{part}")
         assert (answer.status_code, error_of(answer)["code"]) == (404, "job_not_found")
     assert other.post(f"{JOBS}/{job.id}/cancel").status_code == 404

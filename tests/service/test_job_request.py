@@ -19,6 +19,7 @@ GOOD: dict[str, list[Any]] = {
     "max_seq_length": ["auto", 8, 4096],
     "packing": [True, False],
     "gradient_accumulation_steps": ["auto", 3],
+    "micro_batch_size": ["auto", 1],
     "gradient_checkpointing": ["auto", True, False],
     "warmup_ratio": [0, 0.5, 1],
     "lr_scheduler": ["linear", "cosine", "constant", "constant_with_warmup"],
@@ -36,6 +37,7 @@ BAD: dict[str, list[Any]] = {
     "max_seq_length": [7, 2**21, 8.5, "8", True, None],
     "packing": ["yes", 1, None],
     "gradient_accumulation_steps": [0, 1.5, "2", True, None],
+    "micro_batch_size": [0, 1.5, "2", True, None],
     "gradient_checkpointing": ["on", 1, None],
     "warmup_ratio": [-0.1, 1.1, "0.1", True, None],
     "lr_scheduler": ["quadratic", 1, None],
@@ -72,6 +74,7 @@ NESTED: list[tuple[dict[str, Any], str, str]] = [
     ({"metadata": {"k": 1}}, "metadata.k", "invalid_type"),
     ({"n_epochs": 2}, "n_epochs", "unknown_parameter"),
     ({"method": {"type": "dpo"}}, "method.type", "invalid_value"),
+    ({"method": {"type": {}}}, "method.type", "invalid_value"),
     ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo", "unknown_parameter"),
     ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs", "invalid_value"),
 ]

@@ -140,6 +140,11 @@ def test_an_idempotency_key_has_a_limit(http: httpx.Client, body: dict[str, Any]
             "gradient_accumulation_steps",
             "invalid_value",
         ),
+        (
+            {"hyperparameters": {"batch_size": 8}, "micro_batch_size": 9},
+            "micro_batch_size",
+            "invalid_value",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused_before_it_is_recorded(

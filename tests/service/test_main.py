@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import httpx
+import pytest
 
 from service.settings import ServiceSettings
 from tests.support.process import environment, served
@@ -20,6 +22,20 @@ def test_it_serves_until_it_is_told_to_stop(
         assert [each["id"] for each in httpx.get(f"{url}/v1/models").json()["data"]] == ["tiny"]
         os.kill(pid, signal.SIGTERM)
     assert "Traceback" not in (tmp_path / "service.log").read_text()
+
+
+def test_the_head_of_a_request_has_a_limit(
+    service_settings: ServiceSettings, tmp_path: Path
+) -> None:
+    with served(service_settings, tmp_path) as (url, _):
+        port = int(url.rpartition(":")[2])
+        head = b"GET /healthz HTTP/1.1\r\n" + b"Name: %s\r\n" % (b"a" * 1000) * 20_000
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=30) as connection,
+            pytest.raises(ConnectionError),
+        ):
+            connection.sendall(head)
+        assert httpx.get(f"{url}/healthz").status_code == 200
 
 
 def test_it_does_not_serve_other_machines_without_keys(service_settings: ServiceSettings) -> None:

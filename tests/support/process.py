@@ -43,8 +43,11 @@ def served(settings: ServiceSettings, folder: Path) -> Iterator[tuple[str, int]]
 def environment(settings: ServiceSettings) -> dict[str, str]:
     """The variables that make these settings, as far as tests change them."""
     folders = ",".join(f'"{folder}"' for folder in settings.model_folders)
-    return {
+    values = {
         "HEADROOM_REDIS_URL": settings.redis_url,
         "HEADROOM_STORAGE_URL": settings.storage_url,
         "HEADROOM_MODEL_FOLDERS": f"[{folders}]",
     }
+    if settings.redis_password_file is not None:
+        values["HEADROOM_REDIS_PASSWORD_FILE"] = str(settings.redis_password_file)
+    return values

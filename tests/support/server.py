@@ -15,11 +15,11 @@ _START_S = 20.0
 
 
 @contextmanager
-def serve(settings: ServiceSettings) -> Iterator[str]:
-    """Serve with `settings`; yields the URL."""
+def serve(settings: ServiceSettings, port: int = 0) -> Iterator[str]:
+    """Serve with `settings`, on a free port or on `port`; yields the URL."""
     config = uvicorn.Config(create_app(settings), log_config=None, access_log=False)
     server = uvicorn.Server(config)
-    with _listener() as listener:
+    with _listener(port) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -34,7 +34,7 @@ def serve(settings: ServiceSettings) -> Iterator[str]:
             thread.join()
 
 
-def _listener() -> socket.socket:
+def _listener(port: int) -> socket.socket:
     """A listening socket that knows it is TCP: asyncio turns Nagle's delay off for such alone."""
-    made = socket.create_server(("127.0.0.1", 0), backlog=512)
+    made = socket.create_server(("127.0.0.1", port), backlog=512)
     return socket.socket(fileno=made.detach())

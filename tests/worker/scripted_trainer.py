@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 
 from service.contract.job import Progress
+from service.contract.memory import OutOfMemoryReport
+from service.contract.receipt import FilteredMass, NumericsReceipt
 from worker.events import (
     CheckpointWritten,
     Failed,
@@ -24,6 +26,23 @@ from worker.events import (
     Result,
     RunSpec,
     Validated,
+)
+
+RECEIPT = NumericsReceipt(
+    implementation="blocked",
+    preset="default",
+    rows=1,
+    loss=1.0,
+    loss_reference=1.0,
+    loss_error=0.0,
+    hidden_grad_error=0.0,
+    head_grad_error=None,
+    tolerance=0.1,
+    filtered=[FilteredMass(step=1, p50=0.1, p99=0.2, fallbacks=0)],
+    seed=1,
+    training_file_sha256="0" * 64,
+    resumed_from_step=None,
+    versions={},
 )
 
 
@@ -46,6 +65,9 @@ class Script:
 
     def say_spec(self) -> None:
         self.say("spec", spec=self.spec.model_dump(mode="json"))
+
+    def say_variable(self, name: str) -> None:
+        self.say("variable", value=os.environ.get(name))
 
     def say_log(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201
@@ -75,10 +97,28 @@ class Script:
         self.say("grandchild", child=child.pid)
 
     def validated(self) -> None:
-        self.emit(Validated(examples=2, tokens=20, supervised_tokens=10))
+        self.emit(Validated(examples=2, tokens=20, supervised_tokens=10, longest=12))
 
     def failed(self, code: str, message: str, data: dict) -> None:
         self.emit(Failed(code=code, message=message, param="training_file", data=data))
+
+    def out_of_memory_above(self, rows: int) -> None:
+        """A device that holds `rows` sequences and no more."""
+        size = self.spec.max_micro_batch_size or 8
+        if size <= rows:
+            return
+        report = OutOfMemoryReport(
+            device="small",
+            micro_batch_size=size,
+            asked_bytes=3 << 30,
+            allocated_bytes=7 << 30,
+            reserved_bytes=7 << 30,
+            total_bytes=8 << 30,
+            categories=None,
+        )
+        message = "There is no memory left."
+        self.emit(Failed(code="out_of_memory", message=message, data=report.model_dump()))
+        os._exit(0)
 
     def progress(self, step: int, total: int) -> None:
         self.emit(ProgressLine(progress=Progress(phase="training", step=step, total_steps=total)))
@@ -107,9 +147,17 @@ class Script:
         csv, report = self.spec.workdir / "metrics.csv", self.spec.workdir / "report.json"
         csv.write_text("step,train_loss\n1,10.0\n")
         report.write_text("{}")
+        outliers = self.spec.workdir / "outliers.csv"
+        outliers.write_text("epoch,line,loss,tokens\n")
         self.emit(
             Result(
-                model=folder, model_kind="full", metrics_csv=csv, report=report, trained_tokens=7
+                model=folder,
+                model_kind="full",
+                metrics_csv=csv,
+                report=report,
+                outliers_csv=outliers,
+                receipt=RECEIPT,
+                trained_tokens=7,
             )
         )
 

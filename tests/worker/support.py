@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import Any
 
 from service.contract import keys
 from service.contract.connection import connect
+from service.contract.device import Device
 from service.contract.errors import Conflict
 from service.contract.events import Events
 from service.contract.files import FileRecord, Files
@@ -22,12 +24,15 @@ from service.contract.spec import JobSpec
 from service.contract.storage import Storage
 from service.contract.store import Store
 from worker.app import make_supervisor
+from worker.lease import Lease
 from worker.reaper import Reaper
 from worker.runner import Runner
 from worker.settings import WorkerSettings
 
 REPOSITORY = Path(__file__).parents[2]
 ORG = "org-test"
+# Instead of the real look at the device, which imports torch.
+DEVICE = Device(kind="cpu", name="cpu", total_bytes=2**34)
 TRAINER = [sys.executable, str(Path(__file__).with_name("scripted_trainer.py"))]
 
 
@@ -105,6 +110,7 @@ class Deployment:
                 "model_folders": [folder / "models"],
                 "work_dir": folder / "work",
                 "trainer_command": TRAINER,
+                "device_command": ["sh", "-c", f"echo '{DEVICE.model_dump_json()}'"],
                 "worker_name": "test",
                 "lease_s": 2.0,
                 "heartbeat_s": 0.2,
@@ -201,6 +207,14 @@ class Deployment:
         what = f"{job_id} to be {statuses}"
         until(lambda: self.status(job_id) in statuses, timeout_s, what)
         return self.store.get(job_id)
+
+    def hold(self, job_id: str) -> Lease:
+        """Claim a waiting job as a worker does, with nobody to renew the lease."""
+        since = time.monotonic()
+        claim = self.store.claim(job_id, self.settings.worker_name, self.status(job_id))
+        assert claim is not None
+        stopping = threading.Event()
+        return Lease(self.store, claim, self.settings, since=since, stopping=stopping)
 
     def lose(self, job_id: str) -> None:
         """Requeue a running job as if its lease had run out, whatever its worker thinks."""

@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -26,7 +27,8 @@ Start = Callable[..., Child]
 def start(tmp_path: Path) -> Start:
     def start(code: str, grace_s: float = 5.0) -> Child:
         command = [sys.executable, "-c", PRELUDE + code]
-        return Child(command, log=tmp_path / "log", cwd=tmp_path, grace_s=grace_s)
+        log = tmp_path / "log"
+        return Child(command, log=log, cwd=tmp_path, grace_s=grace_s, environment={"SAID": "so"})
 
     return start
 
@@ -47,6 +49,11 @@ def read_one(child: Child) -> str:
 def test_every_line_is_read_also_those_that_are_still_there_at_the_end(start: Start) -> None:
     with start("for number in range(5000): say(number)") as child:
         assert read_all(child) == [str(number) for number in range(5000)]
+
+
+def test_it_gets_our_environment_and_what_is_added(start: Start) -> None:
+    with start("say(os.environ['SAID'] + os.environ['PATH'])") as child:
+        assert read_all(child) == ["so" + os.environ["PATH"]]
 
 
 def test_a_line_that_arrives_in_pieces_is_one_line(start: Start) -> None:
@@ -169,7 +176,8 @@ import sys, time
 from pathlib import Path
 from worker.child import Child
 code = "import time; time.sleep(60)"
-child = Child([sys.executable, "-c", code], log=Path("log"), cwd=Path("."), grace_s=1)
+here = {"log": Path("log"), "cwd": Path("."), "grace_s": 1, "environment": {}}
+child = Child([sys.executable, "-c", code], **here)
 print(child.pid, flush=True)
 time.sleep(60)
 """

@@ -47,13 +47,14 @@ def test_a_valid_file_queues_the_job_for_training(deployment: Deployment, runner
     assert deployment.status(job_id) == "queued"
     assert deployment.queue.waiting(TRAIN) == {job_id}
     last = deployment.messages(job_id)[-1]
-    assert last.data == {"examples": 2, "tokens": 20, "supervised_tokens": 10}
+    assert last.data == {"examples": 2, "tokens": 20, "supervised_tokens": 10, "longest": 12}
+    assert deployment.store.get(job_id).data.model_dump() == last.data
 
 
 def test_a_faulty_file_fails_the_job_with_every_fault(
     deployment: Deployment, runner: Runner
 ) -> None:
-    faults = {"faults": [{"line": 3, "reason": "too long"}], "total": 1}
+    faults = {"faults": [{"line": 3, "path": None, "message": "too long"}], "fault_count": 1}
     script = ["failed", "invalid_training_file", "1 fault", faults]
     job_id = deployment.create(script, status="validating_files")
     runner.run(job_id, VALIDATE)
@@ -114,15 +115,18 @@ def test_a_result_is_published_with_the_success(deployment: Deployment, runner: 
     model = deployment.models.get(ORG, record.fine_tuned_model)
     assert [file.name for file in model.files] == ["config.json", "model.safetensors"]
     assert read(deployment, f"{model.path}/model.safetensors") == "final weights"
-    metrics, report = [deployment.files.get(ORG, id_) for id_ in record.result_files]
+    metrics, report, outliers = [deployment.files.get(ORG, id_) for id_ in record.result_files]
     assert (metrics.filename, metrics.purpose) == ("step_metrics.csv", "fine-tune-results")
     assert read(deployment, metrics.path) == "step,train_loss\n1,10.0\n"
     assert metrics.bytes == 23
     assert json.loads(read(deployment, report.path)) == {}
+    assert outliers.filename == "loss_outliers.csv"
+    assert read(deployment, outliers.path) == "epoch,line,loss,tokens\n"
+    assert record.receipt.filtered[0].p99 == 0.2
 
 
 def test_nothing_is_left_in_the_work_folder(deployment: Deployment, runner: Runner) -> None:
-    for script in (["result"], ["failed", "out_of_memory", "too big", {}]):
+    for script in (["result"], ["failed", "training_diverged", "NaN", {}]):
         runner.run(deployment.create(script), TRAIN)
     assert list((deployment.folder / "work").iterdir()) == []
 
@@ -249,6 +253,53 @@ def test_a_failure_that_the_trainer_reports_is_final(
     assert (record.status, record.attempt) == ("failed", 1)
     assert record.error.code == "loss_parity_failed"
     assert record.finished_at is not None
+
+
+def test_out_of_memory_goes_on_at_half_the_micro_batch(
+    deployment: Deployment, runner: Runner
+) -> None:
+    job_id = deployment.create(
+        ["train", 2, 4, 0.0, 2], ["out_of_memory_above", 2], ["say_spec"], ["result"]
+    )
+    sizes = []
+    for times in (1, 2):
+        runner.run(job_id, TRAIN)
+        record = deployment.store.get(job_id)
+        assert (record.status, record.attempt) == ("queued", 0)  # a crash would have been counted
+        assert record.reduced_batch.times == times
+        assert deployment.queue.waiting(TRAIN) == {job_id}
+        sizes.append(record.reduced_batch.micro_batch_size)
+    assert sizes == [4, 2]
+    event = deployment.messages(job_id)[-1]
+    assert event.level == "warn"
+    assert "micro-batch of 4" in event.message
+    assert event.data["code"] == "out_of_memory"
+    assert event.data["asked_bytes"] == 3 << 30
+    runner.run(job_id, TRAIN)
+    record = deployment.store.get(job_id)
+    assert (record.status, record.attempt) == ("succeeded", 1)
+    said = deployment.said(job_id, "spec")
+    assert (said["spec"]["max_micro_batch_size"], said["start"]) == (2, 2)
+
+
+def test_out_of_memory_ends_a_job_that_has_been_halved_three_times(
+    deployment: Deployment, runner: Runner
+) -> None:
+    job_id = deployment.create(["out_of_memory_above", 0], ["result"])
+    for _ in range(3):
+        runner.run(job_id, TRAIN)
+        assert deployment.status(job_id) == "queued"
+    runner.run(job_id, TRAIN)
+    record = deployment.store.get(job_id)
+    assert (record.status, record.error.code) == ("failed", "out_of_memory")
+    assert record.error.message.endswith("was halved 3 times.")
+    assert deployment.messages(job_id)[-1].data["micro_batch_size"] == 1
+
+
+def test_the_trainer_gets_an_allocator_without_gaps(deployment: Deployment, runner: Runner) -> None:
+    job_id = deployment.create(["say_variable", "PYTORCH_ALLOC_CONF"], ["result"])
+    runner.run(job_id, TRAIN)
+    assert deployment.said(job_id, "variable")["value"] == "expandable_segments:True"
 
 
 def test_a_line_that_nobody_understands_does_not_hang_the_job(deployment: Deployment) -> None:

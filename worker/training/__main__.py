@@ -7,11 +7,9 @@ trace in the log, and the supervisor tries again.
 import argparse
 from pathlib import Path
 
-import torch
-
 from service.contract.errors import JobFailure
 from worker.events import Failed, RunSpec
-from worker.training import trainer
+from worker.training import comparison, oom, trainer
 from worker.training.reporter import Reporter
 
 
@@ -23,20 +21,25 @@ def main() -> None:
     arguments = parser.parse_args()
     spec = RunSpec.model_validate_json(arguments.spec.read_text())
     reporter = Reporter(arguments.events_fd)
-    work = trainer.validate if spec.mode == "validate" else trainer.train
+    if spec.mode == "validate":
+        work = trainer.validate
+    else:
+        work = trainer.train if spec.job.comparison is None else comparison.compare
     try:
-        work(spec, reporter)
+        with oom.besides_training():
+            work(spec, reporter)
     except JobFailure as failure:
         reporter.send(_failed(failure))
-    except torch.cuda.OutOfMemoryError as error:
-        message = f"The device is out of memory: {error}"
-        reporter.send(Failed(code="out_of_memory", message=message))
 
 
 def _failed(failure: JobFailure) -> Failed:
-    data = getattr(failure, "data", {})
     return Failed.model_validate(
-        {"code": failure.code, "message": failure.message, "param": failure.param, "data": data}
+        {
+            "code": failure.code,
+            "message": failure.message,
+            "param": failure.param,
+            "data": failure.data,
+        }
     )
 
 

@@ -4,14 +4,17 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-# What the allocator's message says it was asked for.
-_ASKED = re.compile(r"Tried to allocate ([\d.]+) ([KMGT]i)?B")
+# What the allocator's message says it was asked for: CUDA in units, the CPU in bytes.
+_ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+) ([KMGT]i)?[Bb]")
+_CPU_REFUSAL = "DefaultCPUAllocator: can't allocate memory"
 _POWERS = {None: 0, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
 
+T = TypeVar("T")
 # Runs the work; returns what outlives it, which is not counted.
 Work = Callable[[], list[torch.Tensor]]
 
@@ -34,25 +37,53 @@ class OutOfMemory:
     """The device was too small for it.
 
     Attributes:
-        asked_bytes: What the allocation that failed asked for; 0 where the allocator did not say.
+        asked_bytes: What the allocation that failed asked for; None where the allocator did not
+            say.
     """
 
-    asked_bytes: int
+    asked_bytes: int | None
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error is an allocator's refusal, on CUDA or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or _CPU_REFUSAL in str(error)
+
+
+def asked_bytes(error: RuntimeError) -> int | None:
+    """What the allocation that failed asked for, where the allocator says so."""
+    match = _ASKED.search(str(error))
+    return None if match is None else int(float(match[1]) * 2 ** _POWERS[match[2]])
 
 
 def peak_of(work: Work, device: torch.device) -> Peak | OutOfMemory:
-    """Run `work` and count; on CUDA twice, since first launches compile and take work space."""
+    """Run `work` and count; where it does not fit, nothing of it stays allocated.
+
+    On CUDA the first run of a kernel compiles it and may take work space: count a later one.
+    """
     try:
-        return _cuda_peak(work, device) if device.type == "cuda" else _cpu_peak(work)
-    except torch.OutOfMemoryError as error:
-        failed = OutOfMemory(_asked_for(str(error)))
+        return _cuda_peak(work, device) if device.type == "cuda" else cpu_peak(work)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        failed = OutOfMemory(asked_bytes(error))
     # Out of the except block: the error's frames hold on to what was allocated.
     torch.cuda.empty_cache()
     return failed
 
 
+def attempt(work: Callable[[], T]) -> T | OutOfMemory:
+    """What `work` returns, or that it did not fit; then nothing that it alone held stays."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        failed = OutOfMemory(asked_bytes(error))
+    torch.cuda.empty_cache()  # out of the except block: see `peak_of`
+    return failed
+
+
 def _cuda_peak(work: Work, device: torch.device) -> Peak:
-    work()
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before, start = torch.cuda.memory_allocated(device), time.perf_counter()
@@ -64,8 +95,8 @@ def _cuda_peak(work: Work, device: torch.device) -> Peak:
     return Peak(max(0, peak - max(before, after)), seconds)
 
 
-def _cpu_peak(work: Work) -> Peak:
-    """From the allocator's own events, in order of time; negative ones free."""
+def cpu_peak(work: Work) -> Peak:
+    """Run `work` on the CPU and count the allocator's own events; negative ones free."""
     start = time.perf_counter()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = work()
@@ -78,8 +109,3 @@ def _cpu_peak(work: Work) -> Peak:
         peak = max(peak, current)
     del kept
     return Peak(peak - max(0, current), seconds)
-
-
-def _asked_for(message: str) -> int:
-    match = _ASKED.search(message)
-    return 0 if match is None else int(float(match[1]) * 2 ** _POWERS[match[2]])

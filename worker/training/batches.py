@@ -1,6 +1,7 @@
 """Examples as batches of tensors: packing, padding, and the order of an epoch."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,15 +20,26 @@ class Batch:
     labels: torch.Tensor
     position_ids: torch.Tensor
     attention_mask: torch.Tensor | None  # None: packed, position ids tell sequences apart
+    owner: torch.Tensor | None = None  # which of `examples` a token is of; 0 for padding
+    examples: tuple[Example, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
-        mask = self.attention_mask
-        return Batch(
-            self.input_ids.to(device),
-            self.labels.to(device),
-            self.position_ids.to(device),
-            None if mask is None else mask.to(device),
+        return self._each(lambda tensor: tensor.to(device))
+
+    def first(self, rows: int, length: int | None = None) -> "Batch":
+        """The first rows, and of them the first tokens."""
+        return self._each(lambda tensor: tensor[:rows, :length])
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        mask, owner = self.attention_mask, self.owner
+        return replace(
+            self,
+            input_ids=change(self.input_ids),
+            labels=change(self.labels),
+            position_ids=change(self.position_ids),
+            attention_mask=None if mask is None else change(mask),
+            owner=None if owner is None else change(owner),
         )
 
     @property
@@ -65,6 +77,9 @@ def collate(rows: list[list[Example]], pad: int, *, packed: bool) -> Batch:
     labels = torch.full(shape, IGNORE_INDEX)
     positions = torch.zeros(shape, dtype=torch.int64)
     mask = torch.zeros(shape, dtype=torch.int64)
+    owner = torch.zeros(shape, dtype=torch.int64)
+    examples = tuple(example for row in rows for example in row)
+    number = 0
     for at, row in enumerate(rows):
         start = 0
         for example in row:
@@ -74,9 +89,10 @@ def collate(rows: list[list[Example]], pad: int, *, packed: bool) -> Batch:
             labels[at, start + 1 : end] = torch.tensor(example.labels[1:], dtype=torch.int64)
             positions[at, start:end] = torch.arange(end - start)
             mask[at, start:end] = 1
-            start = end
+            owner[at, start:end] = number
+            start, number = end, number + 1
         positions[at, start:] = torch.arange(length - start)
-    return Batch(ids, labels, positions, None if packed else mask)
+    return Batch(ids, labels, positions, None if packed else mask, owner, examples)
 
 
 def order(count: int, seed: int, epoch: int) -> list[int]:

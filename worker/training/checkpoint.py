@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from worker.training.adapter import is_adapted
 from worker.training.optimizer import MasterAdamW
 
 _STATE = "state"
@@ -25,13 +25,15 @@ class Position:
 
     Attributes:
         step: Optimizer steps done.
-        tokens: Tokens processed.
+        tokens: Tokens processed, without padding.
         metrics: The rows of the metrics table so far.
+        outliers: The rows with the highest loss, by epoch, so far.
     """
 
     step: int = 0
     tokens: int = 0
     metrics: list[dict[str, float | None]] = field(default_factory=list)
+    outliers: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,12 @@ def save(run: Run, position: Position, folder: Path) -> None:
 
 def save_model(run: Run, folder: Path) -> None:
     """Weights as safetensors (an adapter's alone, where there is one), tokenizer and config."""
-    run.model.save_pretrained(folder)
+    if is_adapted(run.model):
+        # Embeddings never change their size here; peft would ask the hub whether they have.
+        run.model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink()  # a form to fill in, with a path of this machine
+    else:
+        run.model.save_pretrained(folder)
     run.tokenizer.save_pretrained(folder)
 
 
@@ -84,18 +91,14 @@ def resume(run: Run, folder: Path) -> Position:
 
 def load_weights(model: Any, folder: Path) -> None:
     """Load what `save_model` wrote into the same model."""
-    if hasattr(model, "peft_config"):
+    if is_adapted(model):
         from peft import load_peft_weights, set_peft_model_state_dict
 
         set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
         return
-    weights: dict[str, torch.Tensor] = {}
-    for path in folder.glob("*.safetensors"):
-        weights |= load_file(path)
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
-    assert not unexpected, unexpected
-    assert set(missing) <= tied, missing
+    # Not tensor by tensor: transformers saves some weights in another form than it holds them.
+    saved = type(model).from_pretrained(folder, dtype=model.dtype)
+    model.load_state_dict(saved.state_dict())
 
 
 def seed_everything(seed: int) -> None:

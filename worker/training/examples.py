@@ -5,36 +5,38 @@ assistant message adds to the rendered text. A message of weight 0 is never trai
 is trained on in full, its end included.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from cce_core import IGNORE_INDEX
+from worker.training.messages import BadRow, Conversation, conversation
+
+# Jinja's control of whitespace may be in the tag.
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence; labels stand at their own tokens (the loss shifts) and are -100 elsewhere."""
+    """One sequence; labels stand at their own tokens (the loss shifts) and are -100 elsewhere.
+
+    Attributes:
+        line: Where it is in its file, from 1.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    line: int = 0
 
-    @property
+    @cached_property
     def supervised(self) -> int:
         """Predictions that the loss sees: the first token is never predicted."""
         return sum(label != IGNORE_INDEX for label in self.labels[1:])
-
-
-class BadRow(Exception):
-    """A row cannot be trained on; says where and why."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(reason)
-        self.path = path
-        self.reason = reason
 
 
 def text_example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Example:
@@ -49,20 +51,23 @@ def chat_example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Exa
     """A rendered conversation, with labels where the assistant speaks.
 
     Raises:
-        BadRow: The chat template refuses the row, or rewrites earlier messages.
+        BadRow: The chat template refuses the row, leaves out a call or a tool, or rewrites earlier
+            messages so that it can't be told who says what.
     """
-    messages = [_plain(message) for message in row["messages"]]
-    template = _Template(tokenizer, row.get("tools"))
-    text = template.render(messages)
+    chat = conversation(row)
+    template = _Template(tokenizer, chat.tools)
+    text = template.render(chat.messages)
+    for path, name in chat.names.items():
+        if name not in text:
+            raise BadRow(path, f"the model's chat template leaves it out: {name}")
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    spans = list(_spans(template, text, messages, row["messages"]))
-    trained = [
-        start < end and any(first <= start and end <= last for first, last in spans)
-        for start, end in encoded["offset_mapping"]
-    ]
-    if marks := template.marks(messages):
-        trained = [kept and bool(mark) for kept, mark in zip(trained, marks, strict=True)]
     ids: list[int] = encoded["input_ids"]
+    marks = template.marks(chat.messages)
+    trained = [True] * len(ids) if marks is None else [bool(mark) for mark in marks]
+    if marks is None or chat.weighted:
+        spans = list(_spans(template, text, chat))
+        inside = [_within(token, spans) for token in encoded["offset_mapping"]]
+        trained = [both[0] and both[1] for both in zip(trained, inside, strict=True)]
     labels = [token if kept else IGNORE_INDEX for token, kept in zip(ids, trained, strict=True)]
     return Example(ids, labels)
 
@@ -84,9 +89,21 @@ class _Template:
         assert isinstance(text, str)
         return text
 
+    def before(self, messages: list[dict[str, Any]], at: int) -> str:
+        """What stands before the words of the assistant's message at `at`."""
+        if at > 0:
+            return self.render(messages[:at], prompt=True)
+        # No template renders an empty conversation: look for what it puts before an answer.
+        alone = self.render(messages[:1])
+        prompt = self.render(messages[:1], prompt=True).removeprefix(alone)
+        start = alone.find(prompt)
+        if start < 0:
+            raise BadRow("messages[0]", "the chat template lets no assistant speak first")
+        return alone[: start + len(prompt)]
+
     def marks(self, messages: list[dict[str, Any]]) -> list[int] | None:
         """What the template's generation tags mark, a token each; None where it has no tags."""
-        if "{% generation %}" not in (self.tokenizer.chat_template or ""):
+        if not _GENERATION.search(self.tokenizer.get_chat_template(tools=self.tools)):
             return None
         encoded: Any = self.tokenizer.apply_chat_template(
             messages, tools=self.tools, return_dict=True, return_assistant_tokens_mask=True
@@ -95,26 +112,21 @@ class _Template:
         return marks
 
 
-def _spans(
-    template: _Template, text: str, plain: list[dict[str, Any]], messages: list[dict[str, Any]]
-) -> Iterator[tuple[int, int]]:
+def _spans(template: _Template, text: str, chat: Conversation) -> Iterator[tuple[int, int]]:
     """The characters of each assistant message that is trained on."""
-    for at, message in enumerate(messages):
-        if message["role"] != "assistant" or message.get("weight") == 0:
-            continue
-        before = template.render(plain[:at], prompt=True)
-        through = template.render(plain[: at + 1])
+    for at in chat.learned:
+        before = template.before(chat.messages, at)
+        through = template.render(chat.messages[: at + 1])
         if not (text.startswith(through) and through.startswith(before)):
             raise BadRow(f"messages[{at}]", "the chat template rewrites what came before it")
         yield len(before), len(through)
 
 
-def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as templates expect it: text content, and nothing that is about the loss."""
-    plain = {name: value for name, value in message.items() if name != "weight"}
-    content = plain.get("content")
-    if isinstance(content, list):
-        plain["content"] = "".join(part["text"] for part in content)
-    elif content is None:
-        plain["content"] = ""
-    return plain
+def _within(token: tuple[int, int], spans: list[tuple[int, int]]) -> bool:
+    """Whether a token lies in a span.
+
+    Some tokenizers leave whitespace out of the offsets, so that a token which is nothing else has
+    no width, and stands where it ends.
+    """
+    start, end = token
+    return any(first <= start and first < end <= last for first, last in spans)

@@ -1,54 +1,91 @@
 """The memory ledger: what each loss costs on the job's own first batch.
 
 The loss layer is measured on the batch's hidden states: peak of its forward and backward above the
-inputs and the gradients themselves. The step is a whole forward and backward pass of the model,
-counted likewise. A baseline that is too large to try on this CPU is modelled: `three_logits`,
-3 N V float32 (logits, log-probabilities, their gradient) for N positions.
+inputs and the gradients themselves. The step is a whole forward and backward pass of the model as
+in the midst of gradient accumulation: every weight has its gradient already, and the peak is above
+them. A baseline that is too large to try on this CPU is modelled: `three_logits`, 3 N V float32
+(logits, log-probabilities, their gradient) for N positions.
+
+On CUDA the step is measured at half the micro-batch too, for what `fit` makes of it. Steps cost
+time: the ledger takes one to warm up, and one and a half for each loss.
 """
 
-import os
-import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from cce_core import LossConfig, baselines
 from cce_core.models import Split
-from service.contract.memory import Figure, LossMemory, LossName, MemoryLedger, Saving
+from service.contract.memory import Figure, LossMemory, LossName, MemoryLedger
+from worker.training import device as device_of
 from worker.training.allocator import OutOfMemory, Peak, peak_of
 from worker.training.batches import Batch
+from worker.training.fit import largest_batch
 from worker.training.model import hidden_states
+from worker.training.savings import savings
 
 _CPU_SHARE = 0.5
 _MODELLED_COPIES = 3
+# Compiled for one shape: another micro-batch would compile again.
+_ONE_SHAPE: frozenset[LossName] = frozenset({"compiled_full_logits"})
 # Hidden states (B, T, D) and labels (B, T) to the summed loss, a scalar.
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What every loss is measured on."""
+    """What every loss is measured on.
+
+    Attributes:
+        hidden: What the head sees of the batch.
+        room: Bytes of the device that a micro-batch may take; None on CPU.
+    """
 
     model: Split
     batch: Batch
+    hidden: torch.Tensor
+    room: int | None
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.head.weight.device
 
+    @property
+    def size(self) -> int:
+        """Sequences of the micro-batch."""
+        return len(self.batch.input_ids)
 
-def measure(model: Split, batch: Batch, config: LossConfig) -> MemoryLedger:
+
+def measure(
+    model: Split, batch: Batch, config: LossConfig, *, optimizer_bytes: int = 0
+) -> MemoryLedger:
     """Run every loss on `batch`, and say what ours saves against each baseline.
 
-    Nothing of it stays: no gradient, no weight changes.
+    Nothing of it stays: no gradient, no weight changes. A loss that does not fit is an entry.
+
+    Args:
+        model: The job's model, on its device.
+        batch: A micro-batch there.
+        config: How ours is computed.
+        optimizer_bytes: What the optimizer has still to allocate.
+
+    Raises:
+        torch.OutOfMemoryError: Not even the model itself fits with this micro-batch.
     """
-    bench = Bench(model, batch)
-    losses = [_entry(bench, name, loss) for name, loss in _losses(model, config).items()]
+    losses = losses_of(model, config)
+    with _as_in_training(model):
+        with torch.no_grad():
+            hidden = hidden_states(model, batch)
+        bench = Bench(model, batch, hidden, _room(hidden.device, optimizer_bytes))
+        if bench.room is not None:
+            _step(bench, losses["cce"], bench.size)
+        entries = [_entry(bench, name, loss) for name, loss in losses.items()]
     weight = model.head.weight
     return MemoryLedger(
-        device=_device_name(weight.device),
+        device=device_of.name(weight.device),
         method="CUDA allocator peak" if weight.is_cuda else "CPU allocator events",
         micro_batch_size=batch.input_ids.shape[0],
         seq_length=batch.input_ids.shape[1],
@@ -56,12 +93,14 @@ def measure(model: Split, batch: Batch, config: LossConfig) -> MemoryLedger:
         vocab_size=weight.shape[0],
         hidden_size=weight.shape[1],
         dtype=str(weight.dtype).removeprefix("torch."),
-        losses=losses,
-        savings=_savings(losses),
+        room_bytes=bench.room,
+        losses=entries,
+        savings=savings(entries),
     )
 
 
-def _losses(model: Split, config: LossConfig) -> dict[LossName, Loss]:
+def losses_of(model: Split, config: LossConfig) -> dict[LossName, Loss]:
+    """Each loss on the model's head, by its name; ours as `config` says."""
     head = model.head
     losses: dict[LossName, Loss] = {
         "full_logits": lambda hidden, labels: baselines.full_logits(hidden, head, labels),
@@ -78,18 +117,40 @@ def _losses(model: Split, config: LossConfig) -> dict[LossName, Loss]:
     return {name: losses[name] for name in order if name in losses}
 
 
+@contextmanager
+def _as_in_training(model: Split) -> Iterator[None]:
+    """Dropout and checkpointing as they will be, and a gradient for every trained weight."""
+    trained = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
+    training, gradients = model.model.training, [parameter.grad for parameter in trained]
+    model.model.train()
+    try:
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
+        yield
+    finally:
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient
+        model.model.train(training)
+
+
 def _entry(bench: Bench, name: LossName, loss: Loss) -> LossMemory:
     modelled = _modelled(bench) if name == "full_logits" else None
     if modelled is not None:
         return LossMemory(loss=name, loss_layer=modelled)
-    step = _step(bench, loss)
+    layer, step = _loss_layer(bench, loss), _step(bench, loss, bench.size)
+    tokens = bench.batch.input_ids.numel()
+    largest = None
+    if bench.room is not None:
+        peaks = {bench.size: step}
+        if name not in _ONE_SHAPE:
+            peaks |= _smaller_steps(bench, loss, fits=isinstance(step, Peak))
+        largest = largest_batch(peaks, bench.room)
     return LossMemory(
         loss=name,
-        loss_layer=_figure(_loss_layer(bench, loss)),
+        loss_layer=_figure(layer),
         step=_figure(step),
-        tokens_per_s=(
-            bench.batch.input_ids.numel() / step.seconds if isinstance(step, Peak) else None
-        ),
+        tokens_per_s=tokens / step.seconds if isinstance(step, Peak) else None,
+        largest_micro_batch=largest,
     )
 
 
@@ -97,72 +158,58 @@ def _modelled(bench: Bench) -> Figure | None:
     """The formula's figure where trying might exhaust this machine; None elsewhere."""
     rows = bench.batch.labels[:, 1:].numel()
     size = _MODELLED_COPIES * 4 * rows * bench.model.head.weight.shape[0]
-    if bench.device.type == "cuda" or size <= _free_bytes():
+    if bench.device.type == "cuda" or size <= _CPU_SHARE * device_of.free_cpu_bytes():
         return None
     return Figure(bytes=size, provenance="modelled", formula="three_logits")
 
 
 def _loss_layer(bench: Bench, loss: Loss) -> Peak | OutOfMemory:
-    with torch.no_grad():
-        hidden = hidden_states(bench.model, bench.batch)
-    hidden.requires_grad_()
+    """On CUDA twice, since first launches compile and take work space."""
+    hidden = bench.hidden.detach().requires_grad_()
     leaves = [hidden, *bench.model.head.parameters()]
 
     def run() -> list[torch.Tensor]:
         return list(torch.autograd.grad(loss(hidden, bench.batch.labels), leaves))
 
+    first = peak_of(run, bench.device)
+    if bench.device.type == "cpu" or isinstance(first, OutOfMemory):
+        return first
     return peak_of(run, bench.device)
 
 
-def _step(bench: Bench, loss: Loss) -> Peak | OutOfMemory:
-    parameters = [p for p in bench.model.model.parameters() if p.requires_grad]
+def _step(bench: Bench, loss: Loss, rows: int) -> Peak | OutOfMemory:
+    batch = bench.batch.first(rows)
 
     def run() -> list[torch.Tensor]:
-        total = loss(hidden_states(bench.model, bench.batch), bench.batch.labels)
-        found = torch.autograd.grad(total, parameters, allow_unused=True)
-        return [gradient for gradient in found if gradient is not None]
+        total = loss(hidden_states(bench.model, batch), batch.labels)
+        torch.autograd.backward(total)
+        return []
 
     return peak_of(run, bench.device)
+
+
+def _smaller_steps(bench: Bench, loss: Loss, *, fits: bool) -> dict[int, Peak | OutOfMemory]:
+    """The step at half the micro-batch; where the whole does not fit, on until one does."""
+    found: dict[int, Peak | OutOfMemory] = {}
+    rows = bench.size // 2
+    while rows >= 1:
+        found[rows] = _step(bench, loss, rows)
+        if fits or isinstance(found[rows], Peak):
+            break
+        rows //= 2
+    return found
+
+
+def _room(device: torch.device, to_come: int) -> int | None:
+    """What a micro-batch may take, weights and gradients being there; None on CPU."""
+    if device.type == "cpu":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(0, free + idle - to_come)
 
 
 def _figure(result: Peak | OutOfMemory) -> Figure:
     if isinstance(result, OutOfMemory):
-        return Figure(bytes=result.asked_bytes, provenance="out_of_memory")
+        return Figure(bytes=result.asked_bytes or 0, provenance="out_of_memory")
     return Figure(bytes=result.bytes, provenance="measured")
-
-
-def _savings(losses: list[LossMemory]) -> list[Saving]:
-    """Ours against each baseline that has a figure to compare with."""
-    ours = next(entry for entry in losses if entry.loss == "cce")
-    if ours.loss_layer.provenance == "out_of_memory":
-        return []
-    return [
-        _saving(ours, entry)
-        for entry in losses
-        if entry is not ours and entry.loss_layer.provenance != "out_of_memory"
-    ]
-
-
-def _saving(ours: LossMemory, baseline: LossMemory) -> Saving:
-    layers = baseline.loss_layer.bytes, max(1, ours.loss_layer.bytes)
-    whole = _measured(baseline.step), _measured(ours.step)
-    steps = (whole[0], max(1, whole[1])) if whole[0] is not None and whole[1] is not None else None
-    return Saving(
-        baseline=baseline.loss,
-        loss_layer_bytes=layers[0] - layers[1],
-        loss_layer_ratio=layers[0] / layers[1],
-        step_bytes=steps[0] - steps[1] if steps else None,
-        step_ratio=steps[0] / steps[1] if steps else None,
-    )
-
-
-def _measured(figure: Figure | None) -> int | None:
-    return figure.bytes if figure is not None and figure.provenance == "measured" else None
-
-
-def _free_bytes() -> float:
-    return _CPU_SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()

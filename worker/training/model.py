@@ -7,28 +7,20 @@ compares with the unmodified model's own logits.
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from cce_core.models import Split, UnsupportedModelError, split
 from service.contract.errors import JobFailure
-from service.contract.spec import LoraAdapter, ResolvedOptions
+from service.contract.spec import ResolvedOptions
 from worker.events import RunSpec
+from worker.training.adapter import adapted
 from worker.training.batches import Batch
 
-
-def pick_device() -> torch.device:
-    """CUDA where torch was built for it and has a device, else CPU.
-
-    Raises:
-        JobFailure: There is a GPU driver, but torch can't use it: no silent fall to the CPU.
-    """
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.version.cuda is not None and torch.cuda.device_count() > 0:
-        message = "A GPU is there, but CUDA does not start; see the worker's log."
-        raise JobFailure("device_unavailable", message)
-    return torch.device("cpu")
+# How much of a sequence's states another one in the same row may be, by norm: rounding alone.
+_MIXED = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+_PROBE_TOKENS = 8
 
 
 def load_tokenizer(spec: RunSpec) -> PreTrainedTokenizerBase:
@@ -38,7 +30,7 @@ def load_tokenizer(spec: RunSpec) -> PreTrainedTokenizerBase:
         JobFailure: It can't be loaded.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(spec.model_source)
+        tokenizer = AutoTokenizer.from_pretrained(spec.model_source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise JobFailure("model_unavailable", f"No tokenizer: {error}", param="model") from error
     if tokenizer.pad_token_id is None:
@@ -51,66 +43,84 @@ def load_config(spec: RunSpec) -> Any:
     """The config of the full model, under an adapter too.
 
     Raises:
-        JobFailure: It can't be loaded.
+        JobFailure: It can't be loaded, or transformers doesn't know the architecture.
     """
     try:
-        return AutoConfig.from_pretrained(spec.base_model or spec.model_source)
-    except (OSError, ValueError) as error:
+        return AutoConfig.from_pretrained(
+            spec.base_model or spec.model_source, trust_remote_code=False
+        )
+    except ValueError as error:
+        raise JobFailure("unsupported_model", str(error), param="model") from error
+    except OSError as error:
         raise JobFailure("model_unavailable", str(error), param="model") from error
+
+
+def context_of(config: Any) -> int | None:
+    """The most tokens of a sequence, or None where the architecture has no limit."""
+    limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit
+
+
+def check(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse what the model can't be trained for, before its weights are loaded.
+
+    Raises:
+        JobFailure: A chat can't be rendered or told apart, or an adapter is asked for on another.
+    """
+    name = spec.job.model
+    if spec.base_model is not None and spec.job.options.adapter is not None:
+        message = f"{name} is an adapter, which a job on it goes on training: leave `adapter` out."
+        raise JobFailure("unsupported_model", message, param="adapter")
+    if all(
+        source is None or source.format != "chat" for source in (spec.training, spec.validation)
+    ):
+        return
+    if tokenizer.chat_template is None:
+        message = f"The tokenizer of {name} has no chat template; use plain text data."
+        raise JobFailure("unsupported_model", message, param="model")
+    if not tokenizer.is_fast:  # the others don't say which characters a token stands for
+        message = f"The tokenizer of {name} is not a fast one; use plain text data."
+        raise JobFailure("unsupported_model", message, param="model")
 
 
 def load_model(spec: RunSpec, resolved: ResolvedOptions, device: torch.device) -> nn.Module:
     """The model, ready to train: weights of the resolved dtype, adapters where asked.
 
     Raises:
-        JobFailure: The weights can't be loaded, or transformers doesn't know the architecture.
+        JobFailure: The weights can't be loaded or are not all there, transformers doesn't know the
+            architecture, or the adapter's targets are not the model's.
     """
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            spec.base_model or spec.model_source,
-            dtype=getattr(torch, resolved.dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except ValueError as error:
-        raise JobFailure("unsupported_model", str(error), param="model") from error
-    except OSError as error:
-        raise JobFailure("model_unavailable", str(error), param="model") from error
+    model: Any = _whole_model(spec, getattr(torch, resolved.dtype))
     model.to(device)
-    model.config.use_cache = False
-    tuned: nn.Module = _adapted(model, spec)
+    tuned: nn.Module = adapted(model, spec)
     if resolved.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return tuned
 
 
-def _adapted(model: Any, spec: RunSpec) -> Any:
-    adapter = spec.job.options.adapter
-    if spec.base_model is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(
-            model, spec.model_source, is_trainable=adapter is None, autocast_adapter_dtype=False
+def _whole_model(spec: RunSpec, dtype: torch.dtype) -> Any:
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            spec.base_model or spec.model_source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # as missing ones: reported, and refused below
+            output_loading_info=True,
         )
-        if adapter is None:
-            return model
-        model = model.merge_and_unload()
-    return model if adapter is None else _with_lora(model, adapter, spec.job.seed)
-
-
-def _with_lora(model: Any, adapter: LoraAdapter, seed: int) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(seed)
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft scales by any number
-        lora_dropout=adapter.dropout,
-        target_modules=adapter.targets,
-    )
-    model.enable_input_require_grads()
-    return get_peft_model(model, config, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise JobFailure("unsupported_model", str(error), param="model") from error
+    except (OSError, SafetensorError) as error:
+        raise JobFailure("model_unavailable", str(error), param="model") from error
+    model, found = loaded
+    absent = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
+    if absent:
+        message = (
+            f"The weights of {spec.job.model} are not those of its config: {len(absent)} are "
+            f"missing or of another shape, {absent[0]} among them."
+        )
+        raise JobFailure("unsupported_model", message, param="model")
+    return model
 
 
 def split_model(model: Any) -> Split:
@@ -135,3 +145,29 @@ def hidden_states(model: Split, batch: Batch) -> torch.Tensor:
     )
     states: torch.Tensor = output.last_hidden_state
     return states
+
+
+@torch.no_grad()
+def check_packing(model: Split) -> None:
+    """Make sure that sequences in one row don't see each other.
+
+    Two rows end with the same sequence after different ones: its states must be the same in both.
+
+    Raises:
+        JobFailure: They differ: the model reads no position ids, or a state runs through the row.
+    """
+    vocabulary, device = model.head.weight.shape[0], model.head.weight.device
+    generator = torch.Generator().manual_seed(0)
+    first, other, last = torch.randint(vocabulary, (3, _PROBE_TOKENS), generator=generator)
+    ids = torch.stack([torch.cat([first, last]), torch.cat([other, last])])
+    positions = torch.arange(_PROBE_TOKENS).repeat(2, 2)
+    batch = Batch(ids, ids, positions, None).to(device)
+    training = model.model.training
+    model.model.eval()
+    states = hidden_states(model, batch)[:, _PROBE_TOKENS:].float()
+    model.model.train(training)
+    mixed = float((states[0] - states[1]).norm() / states[0].norm())
+    if mixed > _MIXED[model.head.weight.dtype]:
+        name = type(model.model).__name__
+        message = f"{name} does not keep packed examples apart; use packing: false."
+        raise JobFailure("unsupported_model", message, param="packing")

@@ -30,6 +30,17 @@ class MasterAdamW(torch.optim.AdamW):
             master.grad = None if held.grad is None else held.grad.float()
             held.grad = None
 
+    @torch.no_grad()
+    def restart(self, lr: float) -> None:
+        """Begin anew at a constant rate, from the model's weights as they are now."""
+        self.state.clear()
+        self.zero_grad(set_to_none=True)
+        for group in self.param_groups:
+            group["lr"] = lr
+        for held, master in self._copies():
+            held.grad = None
+            master.copy_(held)
+
     # The base class declares overloads for closures, which nobody here passes.
     def step(self) -> None:  # type: ignore[override]
         """Update the masters by their gradients, and the model's weights from them."""
@@ -49,6 +60,11 @@ class MasterAdamW(torch.optim.AdamW):
         for (_, master), saved in zip(self._copies(), rest.pop("masters"), strict=True):
             master.copy_(saved)
         super().load_state_dict(rest)
+
+    @property
+    def unmade_bytes(self) -> int:
+        """State that the first step has still to allocate: two moments a weight, in fp32."""
+        return 0 if self.state else sum(8 * master.numel() for master in self.masters)
 
     def _copies(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """The weights that are not their own masters, each with its master."""

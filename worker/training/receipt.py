@@ -1,11 +1,17 @@
 """The numerics receipt: our loss and gradients on the first real batch, against fp32 full logits.
 
+And what else a reader needs to trust a result, or to make it again: what the filter left out, the
+seed, the data, and the versions of all that computed it.
+
 The loss is compared with the unmodified model's own logits, so that anything a family does to its
 logits that we don't know of shows here, before training. Gradients are compared on a slice of rows.
 """
 
 import platform
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from typing import Any
 
 import torch
 import transformers
@@ -14,18 +20,33 @@ from torch.nn import functional
 from cce_core import IGNORE_INDEX, LossConfig, baselines
 from cce_core.head import Head
 from cce_core.models import Split
+from cce_core.observe import Observation, observed
 from cce_core.registry import ImplementationUnavailable
 from service.contract.errors import JobFailure
-from service.contract.memory import NumericsReceipt
+from service.contract.receipt import FilteredMass, NumericsReceipt
+from worker.training import device as device_of
 from worker.training.batches import Batch
+from worker.training.checkpoint import Position
 from worker.training.model import hidden_states
 
 _ROWS = 256
+_FILTER_POINTS = 20
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
-def check(model: Split, batch: Batch, config: LossConfig, seed: int) -> NumericsReceipt:
-    """Compare, on the first sequences of a batch.
+@dataclass(frozen=True)
+class Provenance:
+    """Where a result comes from; the fields are the receipt's."""
+
+    seed: int
+    training_file_sha256: str
+    resumed_from_step: int | None = None
+
+
+def check(
+    model: Split, batch: Batch, config: LossConfig, provenance: Provenance
+) -> NumericsReceipt:
+    """Compare, on the first sequence of a batch.
 
     Raises:
         JobFailure: `loss_parity_failed`: an error is over the tolerance, and nothing was trained.
@@ -36,7 +57,8 @@ def check(model: Split, batch: Batch, config: LossConfig, seed: int) -> Numerics
     model.model.eval()  # dropout would differ between the two passes
     hidden, own = _forward(model, part)
     model.model.train(training)
-    ours = _ours(model.head, hidden, part, config)
+    with observed() as seen:
+        ours = _ours(model.head, hidden, part, config)
     truth = _truth(model.head, hidden, part)
     receipt = NumericsReceipt(
         implementation=config.implementation,
@@ -48,11 +70,46 @@ def check(model: Split, batch: Batch, config: LossConfig, seed: int) -> Numerics
         hidden_grad_error=_error(ours[1][0], truth[1][0]),
         head_grad_error=_error(ours[1][1], truth[1][1]) if len(truth[1]) > 1 else None,
         tolerance=tolerance,
-        seed=seed,
-        versions=_versions(),
+        filtered=_series([{"step": 0, **filtered_fields(seen)}]),
+        **asdict(provenance),
+        versions=_versions(hidden.device),
     )
     _judge(receipt)
     return receipt
+
+
+def over_time(receipt: NumericsReceipt, position: Position) -> NumericsReceipt:
+    """The receipt with what the filter left out over the whole run, evenly thinned."""
+    found = _series(position.metrics)
+    stride = max(1, -(-len(found) // _FILTER_POINTS))
+    thinned = found[::-1][::stride][::-1]  # the last one stays
+    return receipt.model_copy(update={"filtered": receipt.filtered[:1] + thinned})
+
+
+def filtered_fields(seen: Observation) -> dict[str, float]:
+    """The filter's share of a step, as fields of a point; none where nothing was filtered."""
+    if not seen.passes:
+        return {}
+    p50, p99 = seen.quantiles(0.5, 0.99)
+    return {
+        "filtered_mass_p50": p50,
+        "filtered_mass_p99": p99,
+        "filter_fallbacks": seen.fallbacks(),
+    }
+
+
+def _series(rows: Sequence[Mapping[str, Any]]) -> list[FilteredMass]:
+    """The points that have the filter's fields."""
+    return [
+        FilteredMass(
+            step=row["step"],
+            p50=row["filtered_mass_p50"],
+            p99=row["filtered_mass_p99"],
+            fallbacks=row["filter_fallbacks"],
+        )
+        for row in rows
+        if "filtered_mass_p50" in row
+    ]
 
 
 def _judge(receipt: NumericsReceipt) -> None:
@@ -74,13 +131,7 @@ def _slice(batch: Batch) -> Batch:
     """The first sequence, cut where enough predictions are in."""
     counted = (batch.labels[0, 1:] != IGNORE_INDEX).cumsum(0)
     enough = int((counted < _ROWS).sum()) + 2
-    mask = batch.attention_mask
-    return Batch(
-        batch.input_ids[:1, :enough],
-        batch.labels[:1, :enough],
-        batch.position_ids[:1, :enough],
-        None if mask is None else mask[:1, :enough],
-    )
+    return batch.first(1, enough)
 
 
 @torch.no_grad()
@@ -132,10 +183,21 @@ def _error(ours: torch.Tensor, truth: torch.Tensor) -> float:
     return float(norm(ours.float() - truth) / norm(truth).clamp_min(1e-30))
 
 
-def _versions() -> dict[str, str]:
-    return {
+def _versions(device: torch.device) -> dict[str, str]:
+    found = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "triton": _installed("triton"),
         "cuda": str(torch.version.cuda),
+        "driver": device_of.driver_version(),
+        "device": device_of.name(device),
     }
+    return {name: version for name, version in found.items() if version is not None}
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -2,10 +2,13 @@
 
 import csv
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.contract.memory import MemoryLedger, NumericsReceipt
+from service.contract.estimate.record import JobEstimate
+from service.contract.memory import MemoryLedger
+from service.contract.receipt import NumericsReceipt
 from service.contract.spec import ResolvedOptions
 from worker.events import RunSpec
 from worker.training.checkpoint import Position
@@ -21,13 +24,17 @@ def write_csv(position: Position, path: Path) -> None:
         table.writerows({name: row.get(name) for name in COLUMNS} for row in position.metrics)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a job has found out about itself; None for what was not measured, or not predicted."""
+
+    ledger: MemoryLedger | None
+    receipt: NumericsReceipt
+    estimate: JobEstimate | None
+
+
 def write_report(
-    spec: RunSpec,
-    resolved: ResolvedOptions,
-    position: Position,
-    ledger: MemoryLedger | None,
-    receipt: NumericsReceipt,
-    path: Path,
+    spec: RunSpec, resolved: ResolvedOptions, position: Position, measured: Measured, path: Path
 ) -> None:
     """What was asked, what was used, what came out, and what was measured on the way."""
     report: dict[str, Any] = {
@@ -38,7 +45,8 @@ def write_report(
         "steps": position.step,
         "trained_tokens": position.tokens,
         "final": position.metrics[-1] if position.metrics else None,
-        "memory": ledger.model_dump() if ledger else None,
-        "receipt": receipt.model_dump(),
+        "memory": measured.ledger.model_dump() if measured.ledger else None,
+        "estimate": measured.estimate.model_dump() if measured.estimate else None,
+        "receipt": measured.receipt.model_dump(),
     }
     path.write_text(json.dumps(report, indent=2))

@@ -1,101 +1,83 @@
 """The training of one job, top to bottom: prepare, measure, check, train, save."""
 
-import math
-import resource
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from cce_core import LossConfig
-from cce_core.api import LossOutput
-from cce_core.models import Split
-from service.contract.errors import JobFailure
-from service.contract.memory import MemoryLedger, NumericsReceipt
+from service.contract.memory import MemoryLedger
+from service.contract.receipt import NumericsReceipt
+from service.contract.resolve import resolve, sequence_length
 from service.contract.spec import ResolvedOptions
-from worker.events import (
-    CheckpointWritten,
-    Ledger,
-    Message,
-    Metrics,
-    Receipt,
-    Resolved,
-    Result,
-    RunSpec,
-    Validated,
-)
-from worker.training import batches, checkpoint, data, memory, receipt, report
-from worker.training.batches import Batch
+from worker.events import Ledger, Message, Receipt, Resolved, Result, RunSpec, Validated
+from worker.training import batches, checkpoint, data, memory, oom, outliers, receipt, report
+from worker.training.adapter import is_adapted
 from worker.training.checkpoint import Position, Run
-from worker.training.data import Dataset
+from worker.training.device import pick_device
 from worker.training.examples import Example
+from worker.training.forecast import Forecast
+from worker.training.loop import Loop
+from worker.training.micro_batch import settle
 from worker.training.model import (
-    hidden_states,
+    check,
+    check_packing,
+    context_of,
     load_config,
     load_model,
     load_tokenizer,
-    pick_device,
     split_model,
 )
 from worker.training.optimizer import MasterAdamW
+from worker.training.receipt import Provenance
+from worker.training.report import Measured
 from worker.training.reporter import Reporter
-from worker.training.resolve import resolve, sequence_length
-
-_LOGGED_POINTS = 500
-_SMOOTHING = 0.9
-
-
-@dataclass(frozen=True)
-class Data:
-    """Tokenized training and validation data, in rows of one example, or of several if packed."""
-
-    training: list[list[Example]]
-    validation: list[list[Example]]
-    pad: int
-    packed: bool
-
-    def batch(self, rows: list[list[Example]]) -> Batch:
-        """Rows as tensors."""
-        return batches.collate(rows, self.pad, packed=self.packed)
+from worker.training.session import Data, Row, Session
 
 
 def validate(spec: RunSpec, reporter: Reporter) -> None:
     """Tokenize everything, and say whether it can be trained on."""
     reporter.phase("validating")
     config, tokenizer = load_config(spec), load_tokenizer(spec)
-    if spec.training.format == "chat" and tokenizer.chat_template is None:
-        message = f"The tokenizer of {spec.job.model} has no chat template; use plain text data."
-        raise JobFailure("unsupported_model", message, param="model")
-    length = sequence_length(spec.job, config)
-    dataset = data.load(spec.training, tokenizer, length)
+    check(spec, tokenizer)
+    length = sequence_length(spec.job, context_of(config))
+    size = data.measure(spec.training, tokenizer, length)
     if spec.validation is not None:
-        data.load(spec.validation, tokenizer, length, "invalid_validation_file")
+        data.measure(spec.validation, tokenizer, length, "invalid_validation_file")
     reporter.send(
         Validated(
-            examples=len(dataset.examples),
-            tokens=dataset.tokens,
-            supervised_tokens=dataset.supervised,
+            examples=size.examples,
+            tokens=size.tokens,
+            supervised_tokens=size.supervised,
+            longest=size.longest,
         )
     )
 
 
-def train(spec: RunSpec, reporter: Reporter) -> None:
-    """Do the job."""
+def open_session(spec: RunSpec, reporter: Reporter) -> tuple[Session, Position]:
+    """Load all that the job works with, and put it where the last attempt left it."""
     reporter.phase("loading")
     checkpoint.seed_everything(spec.job.seed)
-    device = pick_device()
+    device = pick_device(spec.device)
     tokenizer, config = load_tokenizer(spec), load_config(spec)
-    length = sequence_length(spec.job, config)
+    length = sequence_length(spec.job, context_of(config))
     reporter.phase("validating")
     rows = _data(spec, tokenizer, length)
-    resolved = resolve(spec.job, len(rows.training), length, cuda=device.type == "cuda")
-    reporter.send(Resolved(options=resolved))
+    resolved = resolve(
+        spec.job,
+        len(rows.training),
+        length,
+        cuda=device.type == "cuda",
+        max_micro_batch_size=spec.max_micro_batch_size,
+    )
+    if spec.job.comparison is None:  # which has no batch size of its own
+        reporter.send(Resolved(options=resolved))
     reporter.phase("loading")
     model = load_model(spec, resolved, device)
     run = _run(model, tokenizer, spec, resolved)
     parts = split_model(model)
+    if spec.job.options.packing:
+        check_packing(parts)
     loss_config = LossConfig(
         implementation=resolved.loss_implementation, preset=spec.job.options.loss.preset
     )
@@ -103,23 +85,31 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
     if spec.resume_from is not None:
         position = checkpoint.resume(run, spec.resume_from)
         reporter.send(Message(message=f"Resumed from the checkpoint at step {position.step}."))
-    session = Session(spec, resolved, rows, run, parts, loss_config, reporter)
-    ledger, parity = _measure(session)
-    session.train(position)
-    _finish(session, position, ledger, parity)
+    return Session(spec, resolved, rows, run, parts, loss_config, reporter), position
+
+
+def train(spec: RunSpec, reporter: Reporter) -> None:
+    """Do the job."""
+    session, position = open_session(spec, reporter)
+    session = settle(session)
+    ledger, parity = _measure(session, position)
+    forecast = Forecast(session, position.step)
+    with oom.while_training(session):
+        Loop(session, position, forecast.meter).train()
+    _finish(session, position, Measured(ledger, parity, forecast.score()))
 
 
 def _data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, length: int) -> Data:
     options = spec.job.options
     training = data.load(spec.training, tokenizer, length)
-    validation = Dataset()
+    validation: list[Example] = []
     if spec.validation is not None:
         validation = data.load(spec.validation, tokenizer, length, "invalid_validation_file")
 
-    def rows(dataset: Dataset) -> list[list[Example]]:
+    def rows(examples: list[Example]) -> list[Row]:
         if options.packing:
-            return batches.pack(dataset.examples, length)
-        return [[example] for example in dataset.examples]
+            return batches.pack(examples, length)
+        return [[example] for example in examples]
 
     pad = tokenizer.pad_token_id or 0
     assert isinstance(pad, int)
@@ -138,208 +128,42 @@ def _run(
     scheduler = get_scheduler(
         options.lr_scheduler,
         optimizer,
-        num_warmup_steps=math.ceil(options.warmup_ratio * resolved.total_steps),
+        num_warmup_steps=int(options.warmup_ratio * resolved.total_steps),
         num_training_steps=resolved.total_steps,
     )
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return Run(model, optimizer, scheduler, tokenizer)
 
 
-def _measure(session: "Session") -> tuple[MemoryLedger | None, NumericsReceipt]:
+def _measure(session: Session, position: Position) -> tuple[MemoryLedger | None, NumericsReceipt]:
     """Parity and memory on the first real batch; both leave the run as it was."""
     session.reporter.phase("measuring")
-    first = session.batch_at(0)[: session.resolved.micro_batch_size]
-    batch = session.data.batch(first).to(session.device)
+    batch = session.first_batch()
+    provenance = Provenance(
+        seed=session.spec.job.seed,
+        training_file_sha256=session.spec.training.sha256,
+        resumed_from_step=position.step if session.spec.resume_from else None,
+    )
     ledger = None
     with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
-        parity = receipt.check(session.model, batch, session.loss, session.spec.job.seed)
+        parity = receipt.check(session.model, batch, session.loss, provenance)
         session.reporter.send(Receipt(receipt=parity))
         if session.spec.job.options.memory_ledger:
-            ledger = memory.measure(session.model, batch, session.loss)
+            with oom.while_training(session):
+                ledger = memory.measure(
+                    session.model,
+                    batch,
+                    session.loss,
+                    optimizer_bytes=session.run.optimizer.unmade_bytes,
+                )
             session.reporter.send(Ledger(ledger=ledger))
     return ledger, parity
-
-
-@dataclass
-class Session:
-    """Everything that the loop works with."""
-
-    spec: RunSpec
-    resolved: ResolvedOptions
-    data: Data
-    run: Run
-    model: Split
-    loss: LossConfig
-    reporter: Reporter
-    _speed: float | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.head.weight.device
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in one pass over the training data."""
-        return -(-len(self.data.training) // self.resolved.batch_size)
-
-    def batch_at(self, step: int) -> list[list[Example]]:
-        """The rows of a step: a function of the seed and the step alone."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        order = batches.order(len(self.data.training), self.spec.job.seed, epoch)
-        start = within * self.resolved.batch_size
-        return [self.data.training[i] for i in order[start : start + self.resolved.batch_size]]
-
-    def train(self, position: Position) -> None:
-        """Step until the end, with evaluations and checkpoints on the way."""
-        self.run.model.train()
-        total = self.resolved.total_steps
-        if position.step == 0:
-            self._evaluate(position, full=False)
-        self.reporter.phase("training")
-        while position.step < total:
-            started = time.perf_counter()
-            point = self._step(position)
-            self._report(position, point, time.perf_counter() - started)
-            if position.step % self.resolved.checkpoint_every == 0 and position.step < total:
-                self._evaluate(position, full=False)
-                self._checkpoint(position)
-        self._evaluate(position, full=True)
-        self._checkpoint(position)
-
-    def _step(self, position: Position) -> dict[str, float]:
-        """One optimizer step over all its micro-batches."""
-        rows = self.batch_at(position.step)
-        micro = self.resolved.micro_batch_size
-        parts = [
-            self.data.batch(rows[start : start + micro]) for start in range(0, len(rows), micro)
-        ]
-        supervised = sum(batch.supervised for batch in parts)
-        loss, correct = 0.0, 0
-        for batch in parts:
-            output = self._forward(batch)
-            torch.autograd.backward(output.loss / supervised)
-            loss += float(output.loss.detach())
-            correct += int(output.correct.sum())
-            position.tokens += batch.input_ids.numel()
-        rate = self.run.scheduler.get_last_lr()[0]
-        self.run.optimizer.take_gradients()
-        torch.nn.utils.clip_grad_norm_(
-            self.run.optimizer.masters, self.spec.job.options.max_grad_norm
-        )
-        self.run.optimizer.step()
-        self.run.scheduler.step()
-        self.run.optimizer.zero_grad(set_to_none=True)
-        position.step += 1
-        if not math.isfinite(loss):
-            message = f"The loss is {loss} at step {position.step}; try a lower learning rate."
-            raise JobFailure("training_diverged", message)
-        return {"loss": loss / supervised, "accuracy": correct / supervised, "rate": rate}
-
-    def _forward(self, batch: Batch) -> LossOutput:
-        batch = batch.to(self.device)
-        hidden = hidden_states(self.model, batch)
-        return self.model.head.loss(hidden, batch.labels, self.loss, shift=1, reduction="sum")
-
-    def _report(self, position: Position, point: dict[str, float], seconds: float) -> None:
-        total = self.resolved.total_steps
-        rows = self.resolved.batch_size / seconds
-        self._speed = rows if self._speed is None else self._mix(self._speed, rows)
-        tokens = self._speed * position.tokens / (position.step * self.resolved.batch_size)
-        self.reporter.progress(
-            last=position.step == total,
-            step=position.step,
-            total_steps=total,
-            epoch=position.step / self.steps_per_epoch,
-            tokens=position.tokens,
-            tokens_per_s=tokens,
-            eta_s=(total - position.step) * self.resolved.batch_size / self._speed,
-            train_loss=point["loss"],
-            train_mean_token_accuracy=point["accuracy"],
-            learning_rate=point["rate"],
-            **_device_memory(self.device),
-        )
-        if position.step % max(1, total // _LOGGED_POINTS) == 0 or position.step == total:
-            position.metrics.append(
-                {
-                    "step": position.step,
-                    "train_loss": point["loss"],
-                    "train_accuracy": point["accuracy"],
-                }
-            )
-            self.reporter.send(
-                Metrics(
-                    step=position.step,
-                    total_steps=total,
-                    train_loss=point["loss"],
-                    train_mean_token_accuracy=point["accuracy"],
-                    learning_rate=point["rate"],
-                )
-            )
-
-    @staticmethod
-    def _mix(old: float, new: float) -> float:
-        return _SMOOTHING * old + (1 - _SMOOTHING) * new
-
-    def _evaluate(self, position: Position, *, full: bool) -> None:
-        """Loss and accuracy on the validation file; nothing where there is none."""
-        if not self.data.validation:
-            return
-        self.reporter.phase("evaluating")
-        self.run.model.eval()
-        loss, correct, supervised = 0.0, 0, 0
-        with torch.no_grad():
-            for batch in self._validation():
-                output = self._forward(batch)
-                loss += float(output.loss)
-                correct += int(output.correct.sum())
-                supervised += batch.supervised
-        self.run.model.train()
-        self._report_evaluation(position, loss / supervised, correct / supervised, full=full)
-
-    def _validation(self) -> Iterator[Batch]:
-        rows, size = self.data.validation, self.resolved.micro_batch_size
-        for start in range(0, len(rows), size):
-            yield self.data.batch(rows[start : start + size])
-
-    def _report_evaluation(
-        self, position: Position, loss: float, accuracy: float, *, full: bool
-    ) -> None:
-        row: dict[str, float | None] = {
-            "step": position.step,
-            "valid_loss": loss,
-            "valid_mean_token_accuracy": accuracy,
-        }
-        if position.metrics and position.metrics[-1]["step"] == position.step:
-            position.metrics[-1] |= row
-        else:
-            position.metrics.append(row)
-        self.reporter.send(
-            Metrics(
-                step=position.step,
-                total_steps=self.resolved.total_steps,
-                valid_loss=loss,
-                valid_mean_token_accuracy=accuracy,
-                full_valid_loss=loss if full else None,
-                full_valid_mean_token_accuracy=accuracy if full else None,
-            )
-        )
-        self.reporter.progress(last=True, phase="training", valid_loss=loss)
-
-    def _checkpoint(self, position: Position) -> None:
-        folder = self.spec.workdir / f"checkpoint-{position.step}"
-        checkpoint.save(self.run, position, folder)
-        last = position.metrics[-1] if position.metrics else {}
-        metrics = {name: value for name, value in last.items() if value is not None}
-        metrics.pop("step", None)
-        self.reporter.send(CheckpointWritten(step=position.step, path=folder, metrics=metrics))
 
 
 def _finish(
     session: Session,
     position: Position,
-    ledger: MemoryLedger | None,
-    parity: NumericsReceipt,
+    measured: Measured,
 ) -> None:
     """Write the results; the supervisor publishes them."""
     session.reporter.phase("saving")
@@ -347,33 +171,18 @@ def _finish(
     folder.mkdir()
     checkpoint.save_model(session.run, folder / "model")
     report.write_csv(position, folder / "metrics.csv")
-    report.write_report(spec, session.resolved, position, ledger, parity, folder / "report.json")
+    outliers.write_csv(position, folder / "outliers.csv")
+    parity = receipt.over_time(measured.receipt, position)
+    measured = replace(measured, receipt=parity)
+    report.write_report(spec, session.resolved, position, measured, folder / "report.json")
     session.reporter.send(
         Result(
             model=folder / "model",
-            model_kind="lora" if hasattr(session.run.model, "peft_config") else "full",
+            model_kind="lora" if is_adapted(session.run.model) else "full",
             metrics_csv=folder / "metrics.csv",
             report=folder / "report.json",
+            outliers_csv=folder / "outliers.csv",
+            receipt=parity,
             trained_tokens=position.tokens,
         )
     )
-
-
-def _device_memory(device: torch.device) -> dict[str, object]:
-    if device.type == "cuda":
-        return {
-            "device": torch.cuda.get_device_name(device),
-            "device_memory_bytes": torch.cuda.memory_allocated(device),
-            "device_memory_peak_bytes": torch.cuda.max_memory_allocated(device),
-        }
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {
-        "device": "cpu",
-        "device_memory_bytes": _resident_bytes(),
-        "device_memory_peak_bytes": peak,
-    }
-
-
-def _resident_bytes() -> int:
-    with open("/proc/self/statm") as statm:  # noqa: PTH123 -- a kernel interface, not a path of ours
-        return int(statm.read().split()[1]) * resource.getpagesize()

@@ -55,8 +55,12 @@ function line(event) {
 /** What is wrong with a data file, line by line. */
 function faults(found) {
   if (!found?.length) return null;
-  const rows = found.slice(0, MAX_FAULTS).map((fault) => el("li", {}, `line ${fault.line}: ${fault.reason}`));
+  const rows = found.slice(0, MAX_FAULTS).map((fault) => el("li", {}, told(fault)));
   const more = found.length - MAX_FAULTS;
   if (more > 0) rows.push(el("li", {}, `and ${more} more`));
   return el("ul", { class: "faults" }, ...rows);
+}
+
+function told({ line, path, message }) {
+  return path ? `line ${line}, ${path}: ${message}` : `line ${line}: ${message}`;
 }

@@ -27,7 +27,7 @@ export class LedgerView {
 
   /** Show a job's ledger; `note` stands in its place where there is none. */
   update(job, note) {
-    const seen = JSON.stringify([job.id, job.memory ?? note, job.receipt]);
+    const seen = JSON.stringify([job.id, job.memory ?? note, job.receipt, job.phases]);
     if (seen === this.#shown) return;
     this.#shown = seen;
     this.#job = job;
@@ -38,13 +38,14 @@ export class LedgerView {
   }
 
   #draw() {
-    const { memory, receipt } = this.#job;
+    const { memory, receipt, phases } = this.#job;
     const scale = this.#scale ?? fittingScale(memory.losses);
     for (const input of this.#chooser.querySelectorAll("input")) input.checked = input.value === scale;
     this.#root.replaceChildren(
       savings(memory.savings),
       ...MEASURES.map(([key, title]) => group(memory.losses, key, title, scale)).filter(Boolean),
       el("p", { class: "muted fine" }, conditions(memory), receipt ? ` ${parity(receipt)}` : null),
+      phases ? el("p", { class: "muted fine" }, stepTime(phases)) : "",
     );
   }
 }
@@ -64,6 +65,7 @@ function savings(entries) {
       el("strong", {}, times(saving.loss_layer_ratio)),
       ` less than ${NAMES[saving.baseline]} in the loss layer (${size(saving.loss_layer_bytes)})`,
       saving.step_ratio ? `; the whole step ${times(saving.step_ratio)}` : null,
+      saving.micro_batch_ratio ? `; a micro-batch ${times(saving.micro_batch_ratio)} as large fits (modelled)` : null,
     ),
   );
   return el("ul", { class: "savings" }, ...items);
@@ -145,4 +147,11 @@ function parity(receipt) {
     `Against fp32 on the first batch: loss ${small(receipt.loss_error)} off, ` +
     `gradients ${small(Math.max(...errors))} off, of ${small(receipt.tolerance)} allowed.`
   );
+}
+
+/** The time of a step, and the share of each phase in it. */
+function stepTime({ steps, ...seconds }) {
+  const total = Object.values(seconds).reduce((sum, spent) => sum + spent, 0);
+  const shares = Object.entries(seconds).map(([name, spent]) => `${name} ${((spent / total) * 100).toFixed(0)} %`);
+  return `A step takes ${small(total)} s, the mean of ${steps}: ${shares.join(", ")}.`;
 }

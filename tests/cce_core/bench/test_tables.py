@@ -20,6 +20,10 @@ def test_the_kernels_table_is_in_their_readme() -> None:
     assert tables.kernels_table(report.read(RESULTS)) in (CORE / "README.md").read_text()
 
 
+def test_the_summary_is_in_the_readme() -> None:
+    assert tables.summary_table(report.read(RESULTS)) in (CORE.parent / "README.md").read_text()
+
+
 def test_a_case_is_a_line_and_what_was_not_measured_a_dash() -> None:
     rows = [row(), row(data="flat", fwbw_ms=42.0), row(data="flat", n=1024, fwbw_ms=1.0)]
     _, _, first, second = tables.kernels_table(rows).splitlines()

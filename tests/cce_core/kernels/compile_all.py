@@ -18,12 +18,12 @@ from cce_core.kernels import exact, forward, pairs, plan, rows, tail, tiling
 
 INTEGERS = {
     "rows_ptr", "redo_ptr", "wanted_ptr", "index_ptr", "pair_row_ptr", "owner_ptr", "start_ptr",
-    "found_ptr", "entry_col_ptr", "exact_ptr", "sample_row_ptr", "count_ptr",
+    "found_ptr", "entry_col_ptr", "exact_ptr", "sample_row_ptr", "count_ptr", "ticket_ptr",
 }  # fmt: skip
 HALVES = {
     "mass_ptr", "tail_ptr", "entry_dz_ptr", "e_ptr", "c_ptr", "out_ptr", "pull_ptr", "de_ptr",
 }  # fmt: skip
-SPLIT = {"de_ptr": "*i16", "de_aux_ptr": "*i16"}
+SPLIT = {"de_ptr": "*i16", "de_aux_ptr": "*i8"}
 COMMON = {"UPCAST": False, "PRECISION": "ieee", "PROGRAMS": 132}
 
 
@@ -85,6 +85,8 @@ def configurations(tiles: tiling.Tilings):
             "GROUP": g.group,
         }  # fmt: skip
         yield exact.gradients_kernel, boxes, SPLIT, constants, g.warps, g.stages
+        frozen = {"WITH_DC": False} | dict.fromkeys(("dz_cols_desc", "e_desc", "dc_desc"))
+        yield exact.gradients_kernel, boxes, SPLIT, constants | frozen, g.warps, g.stages
     c = tiles.scatter
     boxes = {"pool_desc": (c.block_d, tiles.block), "dc_desc": (tiles.block, c.block_v)}
     constants = COMMON | {
@@ -112,7 +114,7 @@ def compiled(configuration, architecture: int):
         for i, name in enumerate(names)
         if signature[name].startswith("*") or name in {"N", "V", "D", "K", "c_stride", "e_stride"}
     }
-    fixed = {(names.index(name),): value for name, value in constants.items()}
+    fixed = {(names.index(name),): value for name, value in constants.items() if name in names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=aligned)
     target = GPUTarget("cuda", architecture, 32)
     return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})

@@ -6,7 +6,9 @@ import time
 from redis import Redis
 
 from service.contract import keys
+from service.contract.device import Device
 from service.contract.files import Files
+from service.contract.fleet import Fleet, LiveWorker
 from service.contract.job import JobStatus
 from service.contract.store import Store
 from tests.service.contract.support import EVENT, checkpoint, file_record, queued, record, running
@@ -28,6 +30,8 @@ def test_the_table_is_complete_and_true(store: Store, redis: Redis) -> None:
     ended = running(store)
     store.transition(ended.job_id, JobStatus.SUCCEEDED, EVENT, token=ended.token)
     Files(redis).add(file_record(expires_at=int(time.time()) + 60))
+    device = Device(kind="cpu", name="cpu", total_bytes=1)
+    Fleet(redis).announce(LiveWorker(name="one", device=device), ttl_s=60)
 
     held = {key: redis.type(key) for key in redis.scan_iter()}
     seen = set()

@@ -49,6 +49,7 @@ def calls(client: Redis) -> dict[str, Callable[[], Any]]:
     cursor = {"after": None, "limit": 10}
     return {
         "get": lambda: store.get(job_id),
+        "standing": lambda: store.standing(job_id),
         "version": lambda: store.version(job_id),
         "page": lambda: store.page(ORG, **cursor, metadata={}),
         "active": store.active,

@@ -8,11 +8,12 @@ import httpx
 import openai
 import pytest
 
-from service.contract.job import Event, JobError, JobStatus, Progress
+from service.contract.job import Event, JobError, JobStatus, Progress, ReducedBatch
+from service.contract.memory import StepPhases
 from service.contract.spec import ResolvedOptions
 from service.contract.store import Store
 from tests.service.contract.support import EVENT, checkpoint
-from tests.service.support import CHAT, JOBS, enqueue, error_of, start, submit
+from tests.service.support import CHAT, JOBS, LEDGER, enqueue, error_of, start, submit
 from tests.support.stack import TINY
 
 # Of the wire format; clients rely on each being there.
@@ -21,7 +22,10 @@ REQUIRED = {
     "model", "organization_id", "result_files", "status", "trained_tokens", "training_file",
     "validation_file", "seed",
 }  # fmt: skip
-EXTENSIONS = {"progress", "memory", "queue_position", "attempt", "worker", "receipt", "resolved"}
+EXTENSIONS = {
+    "progress", "memory", "phases", "queue_position", "attempt", "worker", "receipt", "resolved",
+    "reduced_batch",
+}  # fmt: skip
 
 
 def _metrics(step: int) -> Event:
@@ -52,7 +56,8 @@ def test_a_new_job_has_every_field(client: openai.OpenAI, http: httpx.Client) ->
     empty -= {key for key, value in job.items() if value is not None}
     assert empty == {
         "error", "finished_at", "fine_tuned_model", "trained_tokens", "validation_file",
-        "progress", "memory", "queue_position", "worker", "receipt", "resolved",
+        "progress", "memory", "phases", "queue_position", "worker", "receipt", "resolved",
+        "reduced_batch",
     }  # fmt: skip
     assert http.get(answer.headers["Location"]).json() == job
 
@@ -178,7 +183,7 @@ def test_a_query_names_the_parameter_at_fault(
     assert (answer.status_code, error_of(answer)["param"]) == (400, param)
 
 
-@pytest.mark.parametrize("part", ["", "/events", "/metrics", "/checkpoints"])
+@pytest.mark.parametrize("part", ["", "/events", "/metrics", "/memory", "/checkpoints"])
 def test_an_unknown_job_is_not_found(http: httpx.Client, part: str) -> None:
     answer = http.get(f"{JOBS}/ftjob-nothing{part}")
     error = error_of(answer)
@@ -251,6 +256,60 @@ def test_metrics_are_the_loss_curve(
     assert (points[0]["train_loss"], points[0]["valid_loss"]) == (8.0, None)
     few = http.get(path, params={"resolution": 3}).json()["data"]
     assert [point["step"] for point in few] == [2, 4, 6]
+
+
+def test_the_memory_ledger_has_a_resource_of_its_own(
+    client: openai.OpenAI, http: httpx.Client, store: Store, training_file: str
+) -> None:
+    job = submit(client, training_file)
+    claim = start(store, job.id)
+    path = f"{JOBS}/{job.id}/memory"
+    assert error_of(http.get(path))["code"] == "memory_not_measured"
+    store.update(claim, memory=LEDGER)
+    answer = http.get(path)
+    body = answer.json()
+    assert body["object"] == "fine_tuning.job.memory"
+    assert body["fine_tuning_job_id"] == job.id
+    assert body["phases"] is None
+    full = body["ledger"]["losses"][0]
+    assert full["loss_layer"]["provenance"] == "out_of_memory"
+    assert full["largest_micro_batch"]["formula"] == "proportional_step"
+    phases = StepPhases(steps=3, data=0.1, forward=1.0, loss=0.2, backward=2.0, optimizer=0.5)
+    reduced = ReducedBatch(micro_batch_size=4, times=1)
+    store.update(claim, phases=phases, reduced_batch=reduced)
+    again = http.get(path, headers={"If-None-Match": answer.headers["ETag"]}).json()
+    assert again["phases"] == phases.model_dump()
+    assert again["reduced_batch"] == {"micro_batch_size": 4, "times": 1}
+    seen = client.fine_tuning.jobs.retrieve(job.id).model_extra
+    assert seen is not None
+    assert (seen["memory"], seen["phases"]) == (body["ledger"], phases.model_dump())
+
+
+@pytest.mark.parametrize(
+    ("options", "ended", "why"),
+    [
+        ({}, False, "it is running, and measures when training begins"),
+        ({}, True, "it cancelled before"),
+        ({"memory_ledger": False}, False, "it was created with memory_ledger false"),
+    ],
+)
+def test_a_job_without_a_ledger_says_why(
+    client: openai.OpenAI,
+    http: httpx.Client,
+    store: Store,
+    training_file: str,
+    options: dict[str, Any],
+    ended: bool,
+    why: str,
+) -> None:
+    job = submit(client, training_file, extra_body=options)
+    claim = start(store, job.id)
+    if ended:
+        store.transition(job.id, JobStatus.CANCELLED, EVENT, token=claim.token)
+    answer = http.get(f"{JOBS}/{job.id}/memory")
+    error = error_of(answer)
+    assert (answer.status_code, error["param"]) == (404, "job_id")
+    assert error["message"] == f"Job {job.id} has no memory ledger: {why}."
 
 
 def test_checkpoints_are_paged_newest_first_and_are_models(

@@ -1,32 +1,36 @@
 """Every "auto", resolved by rule; the job echoes the outcome.
 
 n_epochs                     3; 2 from 10,000 examples on, 1 from 50,000 on
-batch_size                   a 500th of the examples, between 1 and 16
-gradient_accumulation_steps  1
-learning_rate                2e-5 in full, 2e-4 with LoRA; times learning_rate_multiplier
+batch_size                   a 500th of the examples, between 1 and 16, in whole micro-batches
+micro_batch_size             as `batching.py` says; on CPU all of the batch, on CUDA what fits of it
+gradient_accumulation_steps  as many as the micro-batches of a batch
+learning_rate                2e-5 in full, 2e-4 with LoRA, times learning_rate_multiplier
 max_seq_length               the model's context, at most 4096
 dtype                        bfloat16 on CUDA, float32 on CPU
 gradient_checkpointing       on CUDA
 checkpoint_every             a tenth of the steps
 loss.implementation          triton on CUDA in bfloat16, blocked elsewhere
+
+Packed sequences count as examples.
 """
 
 from typing import Any
 
+from service.contract.batching import batching
 from service.contract.errors import JobFailure
 from service.contract.spec import JobSpec, ResolvedOptions
 
 _MAX_AUTO_CONTEXT = 4096
-_MAX_AUTO_BATCH = 16
+_NO_LIMIT = 1 << 20
 
 
-def sequence_length(spec: JobSpec, config: Any) -> int:
-    """Tokens a sequence, within the model's context.
+def sequence_length(spec: JobSpec, context: int | None) -> int:
+    """Tokens a sequence, within the model's context; None where it has no limit.
 
     Raises:
         JobFailure: More than the model can take was asked for.
     """
-    context: int = getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+    context = context or _NO_LIMIT
     asked = spec.options.max_seq_length
     if asked == "auto":
         return min(context, _MAX_AUTO_CONTEXT)
@@ -36,33 +40,42 @@ def sequence_length(spec: JobSpec, config: Any) -> int:
     return asked
 
 
-def resolve(spec: JobSpec, rows: int, max_seq_length: int, *, cuda: bool) -> ResolvedOptions:
+def resolve(
+    spec: JobSpec,
+    rows: int,
+    max_seq_length: int,
+    *,
+    cuda: bool,
+    max_micro_batch_size: int | None = None,
+) -> ResolvedOptions:
     """The values that the trainer uses for a dataset of `rows` sequences.
 
-    Raises:
-        JobFailure: The resolved batch can't be divided as asked.
+    Args:
+        spec: What was asked for.
+        rows: Sequences in the training data.
+        max_seq_length: What `sequence_length` found.
+        cuda: Whether the job runs on CUDA.
+        max_micro_batch_size: The most sequences at once; the effective batch stays, in more
+            micro-batches, of which the last may be smaller.
     """
     options, asked = spec.options, spec.hyperparameters
-    steps = _or(options.gradient_accumulation_steps, 1)
-    batch = _or(asked.batch_size, max(steps, min(_MAX_AUTO_BATCH, max(1, rows // 500))))
-    if batch % steps:
-        message = f"batch_size {batch} can't be divided into {steps} equal micro-batches."
-        raise JobFailure("invalid_training_file", message, param="gradient_accumulation_steps")
+    cut = batching(spec, rows)
+    batch, micro = cut.batch, min(cut.micro, max_micro_batch_size or cut.micro)
     epochs = _or(asked.n_epochs, 1 if rows >= 50_000 else 2 if rows >= 10_000 else 3)
     total = epochs * -(-rows // batch)
     multiplier = _or(asked.learning_rate_multiplier, 1.0)
-    base = _or(options.learning_rate, 2e-4 if options.adapter else 2e-5)
+    rate = (2e-4 if options.adapter else 2e-5) * multiplier
     dtype = _or(options.dtype, "bfloat16" if cuda else "float32")
     implementation = options.loss.implementation
     if implementation == "auto":
         implementation = "triton" if cuda and dtype == "bfloat16" else "blocked"
     return ResolvedOptions(
         batch_size=batch,
-        micro_batch_size=batch // steps,
-        gradient_accumulation_steps=steps,
+        micro_batch_size=micro,
+        gradient_accumulation_steps=-(-batch // micro),
         n_epochs=epochs,
         learning_rate_multiplier=multiplier,
-        learning_rate=base * multiplier,
+        learning_rate=_or(options.learning_rate, rate),
         max_seq_length=max_seq_length,
         gradient_checkpointing=_or(options.gradient_checkpointing, cuda),
         dtype=dtype,
@@ -74,3 +87,11 @@ def resolve(spec: JobSpec, rows: int, max_seq_length: int, *, cuda: bool) -> Res
 
 def _or(value: Any, default: Any) -> Any:
     return default if value == "auto" else value
+
+
+def with_micro_batch(resolved: ResolvedOptions, micro: int) -> ResolvedOptions:
+    """The same options with another micro-batch: the effective batch and the steps stay."""
+    steps = -(-resolved.batch_size // micro)
+    return resolved.model_copy(
+        update={"micro_batch_size": micro, "gradient_accumulation_steps": steps}
+    )

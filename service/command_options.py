@@ -1,0 +1,55 @@
+"""What the commands that speak to a server have in common."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+DEFAULT_PORT = 8000
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+def server_options(command: Any) -> Any:
+    """Which server a command speaks to."""
+    url = click.option(
+        "--url",
+        envvar=["HEADROOM_URL", "OPENAI_BASE_URL"],
+        default=f"http://127.0.0.1:{DEFAULT_PORT}",
+        show_default=True,
+        show_envvar=True,
+    )
+    key = click.option("--api-key", envvar=["HEADROOM_API_KEY", "OPENAI_API_KEY"], show_envvar=True)
+    return url(key(command))
+
+
+def further_options(command: Any) -> Any:
+    """The fields of a body that have no option of their own, as `options`."""
+    return click.option(
+        "--option",
+        "options",
+        multiple=True,
+        metavar="NAME=JSON",
+        help="A further field of the job, for example packing=true or learning_rate=1e-4.",
+    )(command)
+
+
+def given(**fields: Any) -> dict[str, Any]:
+    """The fields that the caller gave."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def further_fields(options: tuple[str, ...]) -> dict[str, Any]:
+    """The fields that `further_options` took; a value that is no JSON is a word."""
+    return dict(map(_field, options))
+
+
+def _field(text: str) -> tuple[str, Any]:
+    name, found, value = text.partition("=")
+    if not found:
+        raise click.BadParameter(f"{text!r} is not of the form NAME=JSON", param_hint="--option")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value

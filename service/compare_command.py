@@ -1,0 +1,143 @@
+"""`headroom compare`: what each loss costs on your data, and whether that got worse."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import ValidationError
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from service.client import Client
+from service.command_options import (
+    FILE,
+    FOLDER,
+    further_fields,
+    further_options,
+    given,
+    server_options,
+)
+from service.contract.comparison import HTML_NAME, JSON_NAME, Cell, ComparisonReport
+from service.contract.job import JobStatus
+from service.display import LOSSES, outcome, size
+from service.job_commands import followed
+from service.regression import NotComparable, regressions
+
+_OUTPUT = "headroom-comparison"
+_HEADS = {
+    "peak_bytes": "peak memory",
+    "tokens_per_s": "tokens/s",
+    "last_train_loss": "last loss",
+    "max_curve_difference": "off full logits",
+    "hidden_gradient_error": "gradient error",
+    "head_gradient_error": "of the head",
+    "valid_loss": "valid loss",
+    "valid_mean_token_accuracy": "accuracy",
+}
+
+
+@click.command()
+@server_options
+@click.option("--model", required=True, help="A model of `headroom models`, or a hub id.")
+@click.option("--training-file", type=FILE, required=True)
+@click.option("--validation-file", type=FILE)
+@click.option("--loss", "losses", type=click.Choice(list(LOSSES)), multiple=True)
+@click.option("--batch-size", "batch_sizes", type=int, multiple=True)
+@click.option("--steps", type=int)
+@click.option("--seed", type=int, help="0 by default: the same comparison each time.")
+@further_options
+@click.option(
+    "--output", type=FOLDER, default=_OUTPUT, show_default=True, help="Where the reports go."
+)
+@click.option(
+    "--against",
+    type=FILE,
+    help=f"An earlier {JSON_NAME}: exit with 1 and name each figure that got worse.",
+)
+def compare(
+    *,
+    url: str,
+    api_key: str | None,
+    training_file: Path,
+    validation_file: Path | None,
+    losses: tuple[str, ...],
+    batch_sizes: tuple[int, ...],
+    options: tuple[str, ...],
+    output: Path,
+    against: Path | None,
+    **fields: Any,
+) -> None:
+    """Train with every loss at every batch size, and report what each costs."""
+    # Read first: a run takes long, and may write to the same place.
+    before = None if against is None else _read(against)
+    body = given(losses=[*losses] or None, batch_sizes=[*batch_sizes] or None, **fields)
+    body |= further_fields(options)
+    console = Console()
+    with Client(url, api_key) as client:
+        body["training_file"] = client.upload(training_file)
+        if validation_file is not None:
+            body["validation_file"] = client.upload(validation_file)
+        job = client.compare(body)
+        console.print(f"Comparison {job.id}", highlight=False)
+        job = followed(console, client, job)
+        console.print(outcome(job), soft_wrap=True)
+        if job.status is not JobStatus.SUCCEEDED:
+            raise SystemExit(1)
+        output.mkdir(parents=True, exist_ok=True)
+        for file_id in job.result_files:
+            client.save_file(file_id, output)
+    now = _read(output / JSON_NAME)
+    console.print(table(now))
+    console.print(Text(f"Report: {output / HTML_NAME}"), soft_wrap=True)
+    if before is not None:
+        raise SystemExit(judge(console, before, now))
+
+
+def table(report: ComparisonReport) -> Table:
+    """Every figure of a report."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    made.add_column("batch", justify="right")
+    made.add_column("loss")
+    for head in _HEADS.values():
+        made.add_column(head, justify="right")
+    for cell in report.cells:
+        made.add_row(str(cell.batch_size), LOSSES[cell.loss], *_texts(cell))
+    return made
+
+
+def _texts(cell: Cell) -> list[str]:
+    """The figures of a cell; in the place of the first, why there are none."""
+    if cell.outcome != "completed":
+        return [cell.outcome.replace("_", " "), *["-"] * (len(_HEADS) - 1)]
+    return [_text(name, cell.figures[name]) for name in _HEADS]
+
+
+def _text(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if name == "peak_bytes":
+        return size(value)
+    return f"{value:,.0f}" if name == "tokens_per_s" else f"{value:.4g}"
+
+
+def _read(path: Path) -> ComparisonReport:
+    try:
+        return ComparisonReport.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        message = f"{path} is no report of a comparison: {error.errors()[0]['msg']}."
+        raise click.ClickException(message) from error
+
+
+def judge(console: Console, before: ComparisonReport, now: ComparisonReport) -> int:
+    """Say what got worse; the exit code."""
+    try:
+        worse = regressions(before, now)
+    except NotComparable as error:
+        raise click.ClickException(str(error)) from error
+    for each in worse:
+        console.print(Text(f"Worse: {each}", "red"), soft_wrap=True)
+    if not worse:
+        console.print(Text("No figure got worse beyond its margin.", "green"))
+    return 1 if worse else 0

@@ -1,0 +1,1 @@
+"""What a job will need before anything of it runs: memory by component, and what fits where."""

@@ -1,0 +1,58 @@
+"""Opening Redis: the password and its absence; outages and races have files of their own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis.exceptions import AuthenticationError
+
+from service.contract.commands import Pipe, typed
+from service.contract.connection import available, connect, transaction
+from service.contract.errors import Unavailable
+from service.contract.settings import Settings
+from service.redis_server import RedisServer, start_redis
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that asks for a password."""
+    server = start_redis(tmp_path / "redis", tmp_path / "redis.log")
+    yield server
+    server.part.terminate()
+    server.part.join(10)
+
+
+def test_the_password_is_that_of_its_file_and_answers_are_text(guarded: RedisServer) -> None:
+    with connect(guarded.settings) as redis:
+        redis.set("key", "ä")
+        assert typed(redis).get("key") == "ä"
+
+
+@pytest.mark.parametrize("password", [None, "guessed"])
+def test_a_wrong_password_is_told_to_the_log_and_not_to_the_caller(
+    guarded: RedisServer, tmp_path: Path, password: str | None
+) -> None:
+    file = None
+    if password is not None:
+        file = tmp_path / "password"
+        file.write_text(password)
+    settings = Settings(redis_url=guarded.url, redis_password_file=file)
+    with connect(settings) as redis, pytest.raises(Unavailable) as caught, available():
+        redis.get("key")
+    assert caught.value.message.startswith("Redis does not answer.")
+    assert isinstance(caught.value.__cause__, AuthenticationError)
+
+
+def test_a_transaction_that_raises_writes_nothing(guarded: RedisServer) -> None:
+    with connect(guarded.settings) as redis:
+
+        def work(pipe: Pipe) -> None:
+            pipe.multi()
+            pipe.set("key", "half")
+            raise RuntimeError("a change of mind")
+
+        with pytest.raises(RuntimeError, match="a change of mind"):
+            transaction(typed(redis), work, "key")
+        assert redis.get("key") is None
+        redis.set("other", "1")
+        assert redis.get("other") == "1"

@@ -1,0 +1,226 @@
+"""The client of the command line and the demo, on a real server."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from service import client as client_module
+from service.auth import make_key
+from service.client import ApiError, Client
+from service.contract.job import Event, JobStatus
+from service.contract.models import ModelFile, Models
+from service.contract.storage import Storage
+from service.contract.store import Store
+from service.settings import ServiceSettings
+from tests.service.contract.support import EVENT, create
+from tests.service.support import CHAT, jsonl, start, tuned_model
+from tests.support.redis_server import RedisServer
+from tests.support.server import serve
+from tests.support.stack import TINY
+
+TUNED = f"ft:{TINY}:org-local::1"
+
+
+@pytest.fixture
+def api(url: str) -> Iterator[Client]:
+    with Client(url) as api:
+        yield api
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Path:
+    path = tmp_path / "chat.jsonl"
+    path.write_bytes(CHAT)
+    return path
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that asks again at once, and not for long."""
+    monkeypatch.setattr(client_module, "_RETRY_S", 0.01)
+    monkeypatch.setattr(client_module, "_AWAY_S", 0.3)
+
+
+def test_from_the_upload_to_the_end(api: Client, store: Store, chat: Path) -> None:
+    file_id = api.upload(chat)
+    job = api.create({"model": TINY, "training_file": file_id, "suffix": "mine"})
+    assert (job.status, job.terminal) == (JobStatus.VALIDATING_FILES, False)
+    claim = start(store, job.id)
+    assert api.job(job.id).status is JobStatus.RUNNING
+    assert [each.id for each in api.jobs(limit=5)] == [job.id]
+    assert api.cancel(job.id).status is JobStatus.RUNNING
+    store.transition(job.id, JobStatus.CANCELLED, EVENT, token=claim.token)
+    assert api.job(job.id).terminal
+    assert api.models() == [TINY]
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
+def test_a_url_may_be_that_of_the_openai_client(url: str, end: str) -> None:
+    with Client(url + end) as api:
+        assert api.models() == [TINY]
+
+
+def test_the_key_is_sent(service_settings: ServiceSettings, tmp_path: Path) -> None:
+    key, line = make_key("acme")
+    (tmp_path / "keys").write_text(line)
+    settings = service_settings.model_copy(update={"api_keys_file": tmp_path / "keys"})
+    with serve(settings) as url:
+        with Client(url, key) as api:
+            assert api.models() == [TINY]
+        with Client(url) as stranger, pytest.raises(ApiError) as error:
+            stranger.models()
+    assert error.value.code == "invalid_api_key"
+
+
+# Events
+
+
+def test_events_come_oldest_first_page_by_page_and_each_once(
+    api: Client, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_EVENTS_PAGE", 3)
+    claim = start(store, create(store, org="org-local"))
+    for step in range(8):
+        store.update(claim, Event(message=f"Step {step}"))
+    every = api.events_since(claim.job_id, None)
+    assert [event.message for event in every[-8:]] == [f"Step {step}" for step in range(8)]
+    assert len({event.id for event in every}) == len(every) == 12
+    for seen in (every[0], every[6], every[-2]):
+        assert api.events_since(claim.job_id, seen.id) == every[every.index(seen) + 1 :]
+    assert api.events_since(claim.job_id, every[-1].id) == []
+
+
+# Downloads
+
+
+def test_a_model_is_downloaded_with_its_folders(
+    api: Client, models: Models, storage: Storage, tmp_path: Path
+) -> None:
+    record = tuned_model(storage, TUNED)
+    content = bytes(range(256)) * 20_000
+    with storage.write(f"{record.path}/part one/weights.bin") as file:
+        file.write(content)
+    files = [*record.files, ModelFile(name="part one/weights.bin", bytes=len(content))]
+    models.add(record.model_copy(update={"files": files}))
+    assert api.download(TUNED, tmp_path / "model") == files
+    assert (tmp_path / "model" / "part one" / "weights.bin").read_bytes() == content
+    assert (tmp_path / "model" / "config.json").read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize("name", ["../outside.json", "/outside.json", "a/../../outside.json"])
+def test_no_file_is_written_outside_the_folder(
+    api: Client, models: Models, storage: Storage, tmp_path: Path, name: str
+) -> None:
+    name = name.replace("/outside", f"{tmp_path}/outside") if name.startswith("/") else name
+    files = [ModelFile(name=name, bytes=2)]
+    models.add(tuned_model(storage, TUNED, files=files))
+    with pytest.raises(ApiError, match="outside the folder"):
+        api.download(TUNED, tmp_path / "model")
+    assert not (tmp_path / "outside.json").exists()
+
+
+# Refusals
+
+
+def test_a_refusal_has_the_words_and_the_code_of_the_api(api: Client) -> None:
+    with pytest.raises(ApiError, match="Model 'gpt-4' is neither") as error:
+        api.create({"model": "gpt-4", "training_file": "file-1"})
+    assert error.value.code == "model_not_found"
+
+
+def test_every_fault_of_a_file_is_a_line(api: Client, tmp_path: Path) -> None:
+    faulty = tmp_path / "faulty.jsonl"
+    faulty.write_bytes(jsonl({"messages": []}) + b"oops\n")
+    with pytest.raises(ApiError) as error:
+        api.upload(faulty)
+    assert error.value.code == "invalid_training_file"
+    _, first, second = str(error.value).split("\n")
+    assert first.strip().startswith("line 1, messages: ")
+    assert second.strip().startswith("line 2: It is not JSON")
+
+
+@contextmanager
+def _stranger() -> Iterator[str]:
+    """The URL of a server that is none of ours; it answers with a page."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(418)
+            self.end_headers()
+            self.wfile.write(b"<h1>I am a teapot</h1>")
+
+        def log_message(self, *_: object) -> None:
+            """Stay silent."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_server_that_is_none_of_ours_is_told_by_its_status() -> None:
+    with _stranger() as url, Client(url) as api, pytest.raises(ApiError) as error:
+        api.models()
+    assert str(error.value) == f"The server answered 418 to {url}/v1/models."
+    assert error.value.code is None
+
+
+# Outages
+
+
+def test_a_server_that_restarts_is_waited_for(service_settings: ServiceSettings) -> None:
+    with serve(service_settings) as url, Client(url) as api:
+        assert api.models() == [TINY]
+    port = int(url.rpartition(":")[2])
+    with ThreadPoolExecutor() as pool, Client(url) as api:
+        answer = pool.submit(api.models)
+        with pytest.raises(TimeoutError):
+            answer.result(timeout=0.5)
+        with serve(service_settings, port):
+            assert answer.result(timeout=30) == [TINY]
+
+
+def test_a_redis_that_restarts_is_waited_for(
+    own_redis: RedisServer, service_settings: ServiceSettings, store: Store
+) -> None:
+    settings = service_settings.model_copy(update={"redis_url": own_redis.url})
+    with serve(settings) as url, Client(url) as api, ThreadPoolExecutor() as pool:
+        own_redis.stop()
+        answer = pool.submit(api.jobs, 1)
+        with pytest.raises(TimeoutError):
+            answer.result(timeout=0.5)
+        own_redis.start()
+        assert answer.result(timeout=30) == []
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_server_that_stays_away_is_given_up(service_settings: ServiceSettings) -> None:
+    with serve(service_settings) as url:
+        pass
+    with Client(url) as api, pytest.raises(ApiError, match=f"No answer from {url}/v1/") as error:
+        api.models()
+    assert error.value.code is None
+
+
+def test_a_request_that_changes_something_is_not_repeated(
+    service_settings: ServiceSettings, chat: Path
+) -> None:
+    with serve(service_settings) as url:
+        pass
+    with Client(url) as api:
+        for change in (
+            lambda: api.upload(chat),
+            lambda: api.create({}),
+            lambda: api.cancel("ftjob-1"),
+        ):
+            with ThreadPoolExecutor() as pool, pytest.raises(ApiError, match="No answer"):
+                pool.submit(change).result(timeout=20)

@@ -1,0 +1,71 @@
+"""`headroom estimate` against a real server."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from redis import Redis
+
+from service.cli import main
+from service.contract.device import Device
+from service.contract.fleet import Fleet, LiveWorker
+from service.settings import ServiceSettings
+from tests.support.stack import write_chat
+
+CONFIG = {
+    "model_type": "gemma2",
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 256000,
+    "max_position_embeddings": 8192,
+}
+
+
+@pytest.fixture
+def chat(service_settings: ServiceSettings, tmp_path: Path) -> Iterator[Path]:
+    """Training data, while there is a model for it."""
+    folder = service_settings.model_folders[0] / "gemma-2-2b"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    yield write_chat(tmp_path / "chat.jsonl")
+    shutil.rmtree(folder)
+
+
+def run(url: str, chat: Path, *arguments: str) -> Result:
+    job = ["--url", url, "--model", "gemma-2-2b", "--training-file", str(chat)]
+    return CliRunner(env={"COLUMNS": "200"}).invoke(main, ["estimate", *job, *arguments])
+
+
+def test_what_a_job_would_need_is_told_for_each_device(url: str, redis: Redis, chat: Path) -> None:
+    device = Device(kind="cuda", name="NVIDIA H200", total_bytes=150_000_000_000)
+    Fleet(redis).announce(LiveWorker(name="one", device=device), ttl_s=60)
+    done = run(url, chat, "--batch-size", "16", "--option", "max_seq_length=512")
+    assert done.exit_code == 0, done.output
+    assert "gemma-2-2b: 2,614,341,888 parameters" in done.output
+    assert "24 examples" in done.output
+    assert "NVIDIA H200 (one): 16 of 16 sequences at once, bfloat16" in done.output
+    assert "fits in 134.5 GiB" in done.output
+    for loss in ("full logits", "compiled logits", "chunked", "CCE"):
+        assert f"\n{loss}" in done.output
+    assert "weights 4.9 GiB" in done.output
+    assert "Time: unknown." in done.output
+    assert "times that of full logits" in done.output
+
+
+def test_without_a_worker_it_says_what_is_assumed(url: str, chat: Path) -> None:
+    done = run(url, chat)
+    assert done.exit_code == 0, done.output
+    assert "A GPU, since no worker is alive" in done.output
+
+
+def test_an_error_of_the_api_is_one_line(url: str, chat: Path) -> None:
+    done = run(url, chat, "--option", "max_seq_length=9000")
+    assert done.exit_code == 1
+    assert "Error: max_seq_length is 9000; the model's context is 8192." in done.output

@@ -1,0 +1,139 @@
+"""The job commands, each against a real server; the worker's part is played on the store."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from service import job_commands
+from service.client import ApiError, Client
+from service.contract.job import JobError, JobStatus
+from service.contract.models import Models
+from service.contract.storage import Storage
+from service.contract.store import Store
+from tests.browser.job_scene import LEDGER
+from tests.service.contract.support import EVENT, create
+from tests.service.support import CHAT, start, tuned_model
+from tests.support.stack import TINY
+
+Run = Callable[..., Result]
+TUNED = f"ft:{TINY}:org-local::1"
+
+
+@pytest.fixture
+def run(url: str) -> Run:
+    """Run a command on the server; what it raises, the group above it would tell."""
+
+    def run(command: click.Command, *arguments: object) -> Result:
+        given = ["--url", url, *map(str, arguments)]
+        return CliRunner().invoke(command, given, catch_exceptions=False)
+
+    return run
+
+
+@pytest.fixture
+def api(url: str) -> Iterator[Client]:
+    with Client(url) as api:
+        yield api
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Path:
+    path = tmp_path / "chat.jsonl"
+    path.write_bytes(CHAT)
+    return path
+
+
+def test_every_option_arrives(run: Run, store: Store, api: Client, chat: Path) -> None:
+    fields = ["--suffix", "mine", "--seed", 3, "--n-epochs", 2, "--batch-size", 4]
+    further = ["packing=true", "learning_rate=1e-4", "dtype=float32", 'metadata={"a": "b=c"}']
+    options = [part for option in further for part in ("--option", option)]
+    files = ["--training-file", chat, "--validation-file", chat]
+    done = run(job_commands.submit, "--model", TINY, *files, *fields, *options)
+    assert done.exit_code == 0, done.output
+    [job] = api.jobs(limit=5)
+    assert done.output == f"Job {job.id}\n"
+    spec = store.get(job.id).spec
+    assert (spec.model, spec.suffix, spec.seed, spec.metadata) == (TINY, "mine", 3, {"a": "b=c"})
+    assert spec.training_file != spec.validation_file is not None
+    assert (spec.hyperparameters.n_epochs, spec.hyperparameters.batch_size) == (2, 4)
+    assert spec.hyperparameters.learning_rate_multiplier == "auto"
+    assert (spec.options.packing, spec.options.learning_rate) == (True, 1e-4)
+    assert spec.options.dtype == "float32"
+
+
+def test_an_option_without_a_value_is_told_before_anything_is_sent(
+    run: Run, api: Client, chat: Path
+) -> None:
+    done = run(job_commands.submit, "--model", TINY, "--training-file", chat, "--option", "packing")
+    assert done.exit_code == 2
+    assert "'packing' is not of the form NAME=JSON" in done.output
+    assert api.jobs(limit=1) == []
+
+
+def test_a_file_that_is_not_there_is_told_before_anything_is_sent(run: Run, tmp_path: Path) -> None:
+    done = run(job_commands.submit, "--model", TINY, "--training-file", tmp_path / "nothing")
+    assert done.exit_code == 2
+    assert "nothing" in done.output
+
+
+def test_a_job_that_ends_well_is_watched_to_its_ledger_and_its_model(
+    run: Run, store: Store
+) -> None:
+    claim = start(store, create(store, org="org-local"))
+    store.update(claim, memory=LEDGER)
+    result = {"fine_tuned_model": TUNED}
+    store.transition(claim.job_id, JobStatus.SUCCEEDED, EVENT, token=claim.token, **result)
+    done = run(job_commands.watch, claim.job_id)
+    assert done.exit_code == 0
+    assert "305.0 MiB measured" in done.output
+    assert done.output.endswith(f"Succeeded. Model: {TUNED}\n")
+
+
+def test_a_job_that_fails_fails_the_watch_and_the_list_says_why(run: Run, store: Store) -> None:
+    claim = start(store, create(store, org="org-local"))
+    error = JobError(code="out_of_memory", message="It asked for 9 GB.")
+    store.transition(claim.job_id, JobStatus.FAILED, EVENT, token=claim.token, error=error)
+    done = run(job_commands.watch, claim.job_id)
+    assert done.exit_code == 1
+    assert "Failed (out_of_memory): It asked for 9 GB." in done.output
+    listed = run(job_commands.jobs).output
+    assert listed.split() == [claim.job_id, "failed", "base", "out_of_memory"]
+
+
+def test_the_list_is_newest_first_and_limited(run: Run, store: Store) -> None:
+    made = sorted((create(store, org="org-local") for _ in range(3)), reverse=True)
+    lines = run(job_commands.jobs, "--limit", 2).output.splitlines()
+    assert [line.split()[0] for line in lines] == made[:2]
+
+
+def test_a_job_is_cancelled(run: Run, store: Store) -> None:
+    waiting = create(store, org="org-local")
+    assert run(job_commands.cancel, waiting).output == f"{waiting}: cancelled\n"
+    with pytest.raises(ApiError, match="cannot become cancelled"):
+        run(job_commands.cancel, waiting)
+
+
+def test_models_are_listed_and_downloaded(
+    run: Run, models: Models, storage: Storage, tmp_path: Path
+) -> None:
+    models.add(tuned_model(storage, TUNED))
+    assert run(job_commands.models).output.splitlines() == [TINY, TUNED]
+    folder = tmp_path / "tuned"
+    done = run(job_commands.download, TUNED, folder)
+    assert done.output == f"{folder}/config.json  2 B\n"
+    assert json.loads((folder / "config.json").read_text()) == {}
+
+
+def test_the_server_may_come_from_the_environment(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADROOM_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
+    with pytest.raises(ApiError, match="No answer"):
+        CliRunner().invoke(job_commands.cancel, ["ftjob-1"], catch_exceptions=False)
+    monkeypatch.delenv("HEADROOM_URL")
+    assert CliRunner().invoke(job_commands.models, []).output == f"{TINY}\n"

@@ -1,0 +1,56 @@
+"""What a trainer has found out about its job: how it is told, and where the record keeps it."""
+
+from typing import Any
+
+from service.contract.estimate.record import JobEstimate, MicroBatch
+from service.contract.job import Event
+from worker.events import Estimated, Ledger, MicroBatchSettled, Phases, Receipt, Resolved
+
+Finding = Resolved | MicroBatchSettled | Estimated | Ledger | Receipt | Phases
+_GIB = 2**30
+_HOW = {
+    "request": "as asked for",
+    "rule": "by rule",
+    "out_of_memory": "since more did not fit",
+    "probe": "the largest that fits",
+}
+
+
+def told(line: Finding) -> tuple[Event, dict[str, Any]]:
+    """The event of a finding, and the fields of the record that it changes."""
+    match line:
+        case Resolved():
+            return _event("Options resolved.", line.options), {"resolved": line.options}
+        case MicroBatchSettled():
+            size = line.micro_batch
+            changes = {"micro_batch": size, "resolved": line.options}
+            return _event(_settled(size, line.options.batch_size), size), changes
+        case Estimated():
+            return _event(_scored(line.estimate), line.estimate), {"estimate": line.estimate}
+        case Ledger():
+            return _event("Memory ledger measured.", line.ledger), {"memory": line.ledger}
+        case Receipt():
+            return _event("Loss verified.", line.receipt), {"receipt": line.receipt}
+        case Phases():
+            return _event("A step timed.", line.phases), {"phases": line.phases}
+
+
+def _event(message: str, found: Any) -> Event:
+    return Event(message=message, data=found.model_dump())
+
+
+def _settled(micro: MicroBatch, batch: int) -> str:
+    """How the batch is cut, in a sentence or two."""
+    said = f"Micro-batches of {micro.size} for a batch of {batch}, {_HOW[micro.chosen_by]}."
+    if micro.multiple is None:
+        return said
+    return f"{said} That is {micro.multiple:.3g} times what full logits would have allowed."
+
+
+def _scored(estimate: JobEstimate) -> str:
+    """What was predicted, and how right that was, in a sentence."""
+    predicted = f"{estimate.predicted_bytes / _GIB:.3g} GiB"
+    if estimate.measured_bytes is None or estimate.error is None:
+        return f"Peak memory predicted: {predicted}, at the {estimate.predicted_at}."
+    measured = f"{estimate.measured_bytes / _GIB:.3g} GiB"
+    return f"Peak memory measured: {measured}; predicted were {predicted}, {estimate.error:+.1%}."
