@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cce_core import linear_cross_entropy
 from cce_core.bench import data, measure, ours
 from cce_core.config import LossConfig
 
@@ -40,22 +41,41 @@ def test_gemma_stays_within_its_memory_and_error(gemma, preset, scratch, err_de,
     assert row["dloss"] <= 1e-3
 
 
+def by_the_kernels(case: data.Case, preset: str):
+    """The loss and both gradients, straight from the implementation."""
+    return next(i for i in ours.implementations(case) if i.preset == preset).both
+
+
+def by_the_public_function(case: data.Case, preset: str):
+    """The same through the operators and autograd."""
+    e, c = (x.detach().requires_grad_() for x in (case.e, case.c))
+    options = {"softcap": case.shape.softcap, "config": LossConfig(preset=preset)}
+
+    def both() -> tuple[torch.Tensor, ...]:
+        loss = linear_cross_entropy(e, c, case.targets, **options)
+        return loss.detach(), *torch.autograd.grad(loss, (e, c))
+
+    return both
+
+
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("kind", ["realistic", "flat"])
 @pytest.mark.parametrize("preset", ["default", "exact"])
-def test_no_synchronization_and_a_graph_gives_the_same(device, preset, kind) -> None:
-    case = data.make(SMALL, kind, 2048, device)
-    chosen = next(i for i in ours.implementations(case) if i.preset == preset)
-    eager = chosen.both()
+@pytest.mark.parametrize("way", [by_the_kernels, by_the_public_function])
+def test_no_synchronization_and_a_graph_gives_the_same(device, way, preset, kind) -> None:
+    both = way(data.make(SMALL, kind, 2048, device), preset)
+    with torch.cuda.stream(torch.cuda.Stream()):  # as a capture has it
+        eager = both()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            both()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        chosen.both()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = chosen.both()
+        captured = both()
     graph.replay()
     torch.cuda.synchronize()
     for got, expected in zip(captured, eager, strict=True):
