@@ -2,7 +2,7 @@
 
     halved after running out of memory          that
     asked for, or cut by the steps asked for    that
-    on CPU                                      all of the batch
+    on CPU, and of a batch of 1                 all of the batch
     on CUDA                                     the largest that fits: predicted, then tried
 
 What full logits would have been left with is tried where ours is, and predicted elsewhere.
@@ -49,7 +49,7 @@ def _choose(session: Session) -> MicroBatch:
         return _predicted(session, size, "out_of_memory")
     if not batching(session.spec.job, len(session.data.training)).open:
         return _predicted(session, size, "request")
-    if session.device.type == "cpu":
+    if session.device.type == "cpu" or session.resolved.batch_size == 1:
         return _predicted(session, size, "rule")
     session.reporter.phase("measuring")
     with torch.random.fork_rng(devices=[session.device]):
