@@ -31,8 +31,8 @@ $(READY): pyproject.toml constraints/cpu.txt
 demo: $(READY)  ## run the main job, end to end, through the HTTP API
 	@$(BIN)/headroom demo
 
-test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## run the tests, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)  ## style, types and import contracts: the checks of .pre-commit-config.yaml
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

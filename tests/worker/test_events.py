@@ -16,6 +16,7 @@ from worker import events
 from worker.events import (
     LINE,
     CheckpointWritten,
+    Compared,
     DataSource,
     Estimated,
     Failed,
@@ -117,6 +118,11 @@ LINES: list[Line] = [
         outliers_csv=Path("/work/outliers.csv"),
         receipt=RECEIPT,
         trained_tokens=2**40,
+    ),
+    Compared(
+        json_report=Path("/work/comparison.json"),
+        csv_table=Path("/work/comparison.csv"),
+        html_report=Path("/work/comparison.html"),
     ),
     Failed(code="out_of_memory", message="Too big.", param=None, data={"asked": 2**33}),
 ]

@@ -9,7 +9,9 @@ from service.contract import errors
 from service.contract.errors import HeadroomError, JobFailure, RequestError, Unavailable
 
 TREE = [
-    kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind is not HeadroomError
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if kind.__module__ == errors.__name__ and kind is not HeadroomError
 ]
 
 

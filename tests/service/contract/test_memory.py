@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from service.contract.memory import Figure, MemoryLedger, NumericsReceipt
+from service.contract.memory import Figure, MemoryLedger
+from service.contract.receipt import NumericsReceipt
 from tests.browser.job_scene import LEDGER, RECEIPT
 
 

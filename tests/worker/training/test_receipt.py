@@ -11,7 +11,7 @@ import torch
 
 from cce_core import IGNORE_INDEX, LossConfig, blocked, registry
 from cce_core.models import Split, split
-from cce_core.problem import Gradients, Problem, RowGrads, RowStats
+from cce_core.problem import Gradients, Problem, RowGrads, RowStats, State
 from service.contract.errors import JobFailure
 from tests.worker.training.support import FAMILIES, ask, chats, make_model, make_spec, train
 from worker.events import Metrics
@@ -44,12 +44,22 @@ class Broken:
     def refuses(self, problem: Problem, config: LossConfig) -> str | None:
         return blocked.refuses(problem, config)
 
-    def forward(self, problem: Problem, config: LossConfig) -> tuple[RowStats, Any]:
+    def forward(self, problem: Problem, config: LossConfig) -> tuple[RowStats, State]:
         stats, state = blocked.forward(problem, config)
         return self._stats(stats), state
 
-    def backward(self, state: Any, upstream: RowGrads) -> Gradients:
-        return self._gradients(blocked.backward(state, upstream))
+    def new_state(self, problem: Problem, config: LossConfig) -> State:
+        return blocked.new_state(problem, config)
+
+    def backward(
+        self,
+        problem: Problem,
+        config: LossConfig,
+        lse: torch.Tensor,
+        state: State,
+        upstream: RowGrads,
+    ) -> Gradients:
+        return self._gradients(blocked.backward(problem, config, lse, state, upstream))
 
 
 WRONG_HEAD = Broken(gradients=lambda g: g._replace(c=g.c.roll(1, 0)))
