@@ -87,7 +87,7 @@ class Stack:
     def __enter__(self) -> Self:
         try:
             self._start()
-        except BaseException:
+        except BaseException:  # a signal, too: no part may outlive a start that failed
             self._stop()
             raise
         return self
