@@ -15,9 +15,8 @@ from service.contract.estimate.peak import component_bytes, moments, step_bytes
 from service.contract.estimate.record import JobEstimate
 from service.contract.estimate.workload import Workload, workload
 from service.contract.spec import LoraAdapter
-from worker.training import batches
 from worker.training.adapter import is_adapted
-from worker.training.session import Session
+from worker.training.session import Session, epoch_order
 
 
 @dataclass(frozen=True)
@@ -110,15 +109,14 @@ def _cuts(session: Session, first_step: int) -> Iterator[tuple[_Cut, int]]:
         (sum(len(each.input_ids) for each in row), sum(each.supervised for each in row))
         for row in session.data.training
     ]
-    resolved, orders = session.resolved, {}
+    resolved = session.resolved
     if session.run.optimizer.unmade_bytes and first_step + 1 < resolved.total_steps:
         first_step += 1
     for step in range(first_step, resolved.total_steps):
         epoch, within = divmod(step, session.steps_per_epoch)
-        if epoch not in orders:
-            orders[epoch] = batches.order(len(sizes), session.spec.job.seed, epoch)
+        order = epoch_order(len(sizes), session.spec.job.seed, epoch)
         start = within * resolved.batch_size
-        rows = [sizes[row] for row in orders[epoch][start : start + resolved.batch_size]]
+        rows = [sizes[row] for row in order[start : start + resolved.batch_size]]
         for at in range(0, len(rows), resolved.micro_batch_size):
             lengths, supervised = zip(*rows[at : at + resolved.micro_batch_size], strict=True)
             longest, mixed = max(lengths), min(lengths) < max(lengths)

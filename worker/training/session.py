@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -17,6 +18,8 @@ from worker.training.examples import Example
 from worker.training.model import hidden_states
 from worker.training.reporter import Reporter
 
+# An order is as long as the data, and asked for at every step: the last ones are kept.
+epoch_order = lru_cache(maxsize=2)(batches.order)
 # Examples that share a sequence: one, or several if packed.
 Row = list[Example]
 
@@ -65,7 +68,7 @@ class Session:
     def rows_at(self, step: int) -> list[Row]:
         """The rows of a step: a function of the seed and the step alone."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        order = batches.order(len(self.data.training), self.spec.job.seed, epoch)
+        order = epoch_order(len(self.data.training), self.spec.job.seed, epoch)
         start = within * self.resolved.batch_size
         return [self.data.training[i] for i in order[start : start + self.resolved.batch_size]]
 
