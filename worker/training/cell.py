@@ -18,18 +18,14 @@ from cce_core.baselines import Baseline
 from cce_core.registry import ImplementationUnavailable
 from service.contract.comparison import Cell
 from service.contract.memory import LossName
-from worker.training import batches, checkpoint
-from worker.training import device as device_of
+from worker.training import checkpoint, full_logits
 from worker.training.allocator import OutOfMemory, attempt, peak_of
 from worker.training.batches import Batch
 from worker.training.evaluation import evaluate
 from worker.training.model import hidden_states
 from worker.training.parity import gradient_error
-from worker.training.session import Row, Session
+from worker.training.session import Row, Session, epoch_order
 
-_CPU_SHARE = 0.5
-# Logits, log-probabilities and their gradient, in fp32.
-_LOGITS_COPIES = 3
 # Steps done in a cell, the loss of the last one, and tokens a second where that is known.
 Tell = Callable[[int, float, float | None], None]
 
@@ -83,8 +79,7 @@ def stream(session: Session, start: int, count: int) -> list[Row]:
     """`count` rows from the `start`-th on, of all epochs in their order."""
     rows, seed = session.data.training, session.spec.job.seed
     places = [divmod(index, len(rows)) for index in range(start, start + count)]
-    orders = {epoch: batches.order(len(rows), seed, epoch) for epoch, _ in places}
-    return [rows[orders[epoch][within]] for epoch, within in places]
+    return [rows[epoch_order(len(rows), seed, epoch)[within]] for epoch, within in places]
 
 
 def measure(bench: Bench, name: LossName, size: int, tell: Tell) -> Cell:
@@ -174,14 +169,13 @@ def _loss(bench: Bench, name: LossName) -> Baseline:
 
 def _why_not(bench: Bench, name: LossName, size: int) -> str | None:
     """Why a cell is not tried: nobody compiles on a CPU, whose memory must last for others too."""
-    if bench.session.device.type == "cuda":
-        return None
-    if name == "compiled_full_logits":
+    device, vocabulary = bench.session.device, bench.session.model.head.weight.shape[0]
+    if name == "compiled_full_logits" and device.type != "cuda":
         return "It is compiled on CUDA alone."
-    vocabulary = bench.session.model.head.weight.shape[0]
-    needed = _LOGITS_COPIES * 4 * size * (bench.length - 1) * vocabulary
-    if name == "full_logits" and needed > _CPU_SHARE * device_of.free_cpu_bytes():
-        return f"Its logits take about {needed:,} bytes, too much of what is free on this CPU."
+    if name == "full_logits":
+        needed = full_logits.too_large(size * (bench.length - 1), vocabulary, device)
+        if needed is not None:
+            return f"Its logits take about {needed:,} bytes, too much of what is free on this CPU."
     return None
 
 

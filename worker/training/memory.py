@@ -20,14 +20,13 @@ from cce_core import LossConfig, baselines
 from cce_core.models import Split
 from service.contract.memory import Figure, LossMemory, LossName, MemoryLedger
 from worker.training import device as device_of
+from worker.training import full_logits
 from worker.training.allocator import OutOfMemory, Peak, peak_of
 from worker.training.batches import Batch
 from worker.training.fit import largest_batch
 from worker.training.model import hidden_states
 from worker.training.savings import savings
 
-_CPU_SHARE = 0.5
-_MODELLED_COPIES = 3
 # Compiled for one shape: another micro-batch would compile again.
 _ONE_SHAPE: frozenset[LossName] = frozenset({"compiled_full_logits"})
 # Hidden states (B, T, D) and labels (B, T) to the summed loss, a scalar.
@@ -157,10 +156,10 @@ def _entry(bench: Bench, name: LossName, loss: Loss) -> LossMemory:
 def _modelled(bench: Bench) -> Figure | None:
     """The formula's figure where trying might exhaust this machine; None elsewhere."""
     rows = bench.batch.labels[:, 1:].numel()
-    size = _MODELLED_COPIES * 4 * rows * bench.model.head.weight.shape[0]
-    if bench.device.type == "cuda" or size <= _CPU_SHARE * device_of.free_cpu_bytes():
+    size = full_logits.too_large(rows, bench.model.head.weight.shape[0], bench.device)
+    if size is None:
         return None
-    return Figure(bytes=size, provenance="modelled", formula="three_logits")
+    return Figure(bytes=size, provenance="modelled", formula=full_logits.FORMULA)
 
 
 def _loss_layer(bench: Bench, loss: Loss) -> Peak | OutOfMemory:

@@ -13,7 +13,7 @@ from cce_core.head import Head
 from service.contract.comparison import Cell, ComparisonReport
 from tests.worker.training.support import Outcome, chats, compare, make_spec
 from worker.events import Compared, Message, ProgressLine, Resolved
-from worker.training import cell
+from worker.training import device
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 LOSSES = ["full_logits", "chunked", "cce"]
@@ -166,7 +166,7 @@ def test_a_loss_that_is_not_to_be_had_here_says_why(tiny: Path, tmp_path: Path) 
 def test_a_baseline_too_large_for_this_cpu_is_not_tried(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cell.device_of, "free_cpu_bytes", lambda: 4096)
+    monkeypatch.setattr(device, "free_cpu_bytes", lambda: 4096)
     found = by_place(read(compare(make_spec(tmp_path, tiny, chats(9), comparison=ASKED))))
     assert found["full_logits", 2].outcome == "unavailable"
     assert found["chunked", 2].outcome == "completed"
