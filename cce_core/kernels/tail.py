@@ -26,6 +26,7 @@ def tail_kernel(
     lse_ptr,
     g_ptr,
     tail_ptr,  # (B, N) bf16, the dropped masses
+    count_ptr,  # (B,) int32, negative for a block that is taken whole
     exact_ptr,
     weight_ptr,  # (B * BLOCK,) fp32, out
     N,
@@ -48,6 +49,7 @@ def tail_kernel(
         blocks = 0
     for tile in range(tl.program_id(0), blocks, PROGRAMS):
         block = tile + tl.zeros((), dtype=tl.int64)
+        whole = tl.load(count_ptr + tile) < 0
         z = tl.zeros((BLOCK, SAMPLE), dtype=tl.float32)
         for step in range(steps):
             c = c_desc.load([tile * BLOCK, step * BLOCK_D])
@@ -66,7 +68,7 @@ def tail_kernel(
                 z = capped(z, cap)
             dropped = tl.load(tail_ptr + block * N + row).to(tl.float32) != 0.0
             p = tl.exp2(z * LOG2E - (lse * LOG2E)[None, :]) * g[None, :]
-            left_out = dropped[None, :] | (p <= bar)
+            left_out = (dropped[None, :] | (p <= bar)) & ~whole
             p = tl.where((col < V)[:, None] & left_out, p, 0.0)
             total += tl.sum(p, 1)
             if HAS_CAP:
