@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch.nn import functional
@@ -65,6 +66,14 @@ class Bench:
                 weight.copy_(first)
         run.optimizer.restart(self.session.resolved.learning_rate)
         checkpoint.seed_everything(self.session.spec.job.seed)
+
+    @classmethod
+    def of(cls, session: Session, steps: int, largest: int) -> Self:
+        """A bench for cells of so many steps, of at most `largest` sequences each."""
+        seen = stream(session, 0, steps * largest)
+        length = max(sum(len(example.input_ids) for example in row) for row in seen)
+        weights = checkpoint.trainable(session.run.model)
+        return cls(session, steps, length, [w.detach().to("cpu", copy=True) for w in weights])
 
     @property
     def held_bytes(self) -> int:

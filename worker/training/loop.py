@@ -54,7 +54,7 @@ class Loop:
         while position.step < total:
             started = time.perf_counter()
             clock.start_step()
-            point = self.meter.around(position.step, partial(self._step, clock))
+            point = self.meter.around(position.step, partial(self.step, clock))
             self._report(point, time.perf_counter() - started)
             if phases := clock.result():
                 session.reporter.send(Phases(phases=phases))
@@ -66,7 +66,7 @@ class Loop:
         self._evaluate(full=True)
         self._checkpoint()
 
-    def _step(self, clock: StepClock) -> Point:
+    def step(self, clock: StepClock) -> Point:
         """One optimizer step over all its micro-batches; the host waits once, for its sums."""
         session, position = self.session, self.position
         with clock.phase("data"):
