@@ -178,13 +178,13 @@ def _loss(bench: Bench, name: LossName) -> Baseline:
 
 def _why_not(bench: Bench, name: LossName, size: int) -> str | None:
     """Why a cell is not tried: nobody compiles on a CPU, whose memory must last for others too."""
-    device, vocabulary = bench.session.device, bench.session.model.head.weight.shape[0]
-    if name == "compiled_full_logits" and device.type != "cuda":
+    if name == "compiled_full_logits" and bench.session.device.type != "cuda":
         return "It is compiled on CUDA alone."
     if name == "full_logits":
-        needed = full_logits.too_large(size * (bench.length - 1), vocabulary, device)
-        if needed is not None:
-            return f"Its logits take about {needed:,} bytes, too much of what is free on this CPU."
+        figure = full_logits.too_large(size * (bench.length - 1), bench.session.model.head)
+        if figure is not None:
+            needed = f"{figure.bytes:,} bytes"
+            return f"Its logits take about {needed}, too much of what is free on this CPU."
     return None
 
 

@@ -3,8 +3,7 @@
 The loss layer is measured on the batch's hidden states: peak of its forward and backward above the
 inputs and the gradients themselves. The step is a whole forward and backward pass of the model as
 in the midst of gradient accumulation: every weight has its gradient already, and the peak is above
-them. A baseline that is too large to try on this CPU is modelled: `three_logits`, 3 N V float32
-(logits, log-probabilities, their gradient) for N positions.
+them. Full logits that are too large to try on this CPU are modelled, as `full_logits` has it.
 
 On CUDA the step is measured at half the micro-batch too, for what `fit` makes of it. Steps cost
 time: the ledger takes one to warm up, and one and a half for each loss.
@@ -133,9 +132,10 @@ def _as_in_training(model: Split) -> Iterator[None]:
 
 
 def _entry(bench: Bench, name: LossName, loss: Loss) -> LossMemory:
-    modelled = _modelled(bench) if name == "full_logits" else None
-    if modelled is not None:
-        return LossMemory(loss=name, loss_layer=modelled)
+    if name == "full_logits":
+        rows = bench.batch.labels[:, 1:].numel()
+        if modelled := full_logits.too_large(rows, bench.model.head):
+            return LossMemory(loss=name, loss_layer=modelled)
     layer, step = _loss_layer(bench, loss), _step(bench, loss, bench.size)
     tokens = bench.batch.input_ids.numel()
     largest = None
@@ -151,15 +151,6 @@ def _entry(bench: Bench, name: LossName, loss: Loss) -> LossMemory:
         tokens_per_s=tokens / step.seconds if isinstance(step, Peak) else None,
         largest_micro_batch=largest,
     )
-
-
-def _modelled(bench: Bench) -> Figure | None:
-    """The formula's figure where trying might exhaust this machine; None elsewhere."""
-    rows = bench.batch.labels[:, 1:].numel()
-    size = full_logits.too_large(rows, bench.model.head.weight.shape[0], bench.device)
-    if size is None:
-        return None
-    return Figure(bytes=size, provenance="modelled", formula=full_logits.FORMULA)
 
 
 def _loss_layer(bench: Bench, loss: Loss) -> Peak | OutOfMemory:

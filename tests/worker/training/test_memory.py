@@ -14,7 +14,7 @@ from cce_core import LossConfig, baselines
 from cce_core.models import Split, split
 from service.contract.memory import LossMemory, MemoryLedger
 from tests.worker.training.support import make_model
-from worker.training import memory
+from worker.training import full_logits, memory
 from worker.training.batches import Batch, collate
 from worker.training.examples import Example
 
@@ -61,7 +61,7 @@ def test_every_figure_is_measured_and_says_so(ledger: MemoryLedger) -> None:
 
 
 def test_full_logits_cost_several_times_their_size(ledger: MemoryLedger) -> None:
-    """Logits, log-probabilities, and the gradients of one or two of them."""
+    """Log-probabilities, and the gradients that come to them and go on from them."""
     full = by_loss(ledger)["full_logits"].loss_layer.bytes
     assert 2.5 * LOGITS < full < 3.5 * LOGITS
 
@@ -113,8 +113,19 @@ def test_a_baseline_too_large_to_try_is_modelled_by_a_named_formula(
     assert others == ["measured", "measured"]
 
 
-def test_the_formula_is_near_what_is_measured(ledger: MemoryLedger) -> None:
-    assert by_loss(ledger)["full_logits"].loss_layer.bytes == pytest.approx(3 * LOGITS, rel=0.2)
+@pytest.mark.parametrize(("softcap", "copies"), [(None, 3), (20.0, 4)])
+def test_the_formula_counts_the_tanh_that_a_softcap_keeps(
+    softcap: float | None, copies: int
+) -> None:
+    family = "Llama" if softcap is None else "Gemma2"
+    options = {} if softcap is None else {"final_logit_softcapping": softcap}
+    parts = split(make_model(family, vocab_size=VOCABULARY, **options))
+    assert parts.head.softcap == softcap
+    figure = full_logits.modelled(ROWS * (LENGTH - 1), parts.head)
+    assert figure.bytes == copies * LOGITS
+    measured = by_loss(memory.measure(parts, batch(), CONFIG))["full_logits"].loss_layer
+    assert measured.provenance == "measured"
+    assert measured.bytes == pytest.approx(figure.bytes, rel=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
