@@ -146,7 +146,8 @@ def measure(session: Session, position: Position) -> tuple[MemoryLedger | None, 
     )
     ledger = None
     with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
-        parity = receipt.check(session.model, batch, session.loss, provenance)
+        with oom.while_training(session):
+            parity = receipt.check(session.model, batch, session.loss, provenance)
         session.reporter.send(Receipt(receipt=parity))
         if session.spec.job.options.memory_ledger:
             with oom.while_training(session):
