@@ -5,7 +5,8 @@ the memory ledger on the first batch, then training steps with our loss, whose t
 held against; then a few training steps with each loss, from the same start, as in a comparison. A
 loss that does not fit is a row that says so.
 
-What a job pays before its first step depends on what was compiled before: with TRITON_CACHE_DIR and
+The ledger compiles logits only in a job that is long enough for it: see `--job-steps`. What a job
+pays before its first step depends on what was compiled before: with TRITON_CACHE_DIR and
 TORCHINDUCTOR_CACHE_DIR empty it is a first job's on its machine. On CUDA, set
 PYTORCH_ALLOC_CONF=expandable_segments:True as the worker does for its trainer.
 """
@@ -44,18 +45,22 @@ class Conditions:
 
     Attributes:
         steps: Plain training steps whose median is taken.
+        job_steps: Of the job that pays for the ledger.
     """
 
     model: str
     sequences: int
     seq_length: int
     steps: int
+    job_steps: int
 
 
 def main(arguments: list[str]) -> int:
     """Measure, write the rows, and print the tables."""
     options = _parser().parse_args(arguments)
-    conditions = Conditions(options.model, options.sequences, options.seq_length, options.steps)
+    conditions = Conditions(
+        options.model, options.sequences, options.seq_length, options.steps, options.job_steps
+    )
     rows, overhead = measure(conditions, pick_device("auto"))
     bars = report.bars(rows, overhead)
     if options.json is not None:
@@ -81,13 +86,14 @@ def measure(conditions: Conditions, device: torch.device) -> tuple[list[Row], Ov
         device,
         sequences=conditions.sequences,
         seq_length=conditions.seq_length,
-        steps=conditions.steps,
+        steps=conditions.job_steps,
+        rows=conditions.sequences * conditions.steps,
     ) as session:
         started = time.perf_counter()
         ledger, receipt = trainer.measure(session, Position())
         seconds = time.perf_counter() - started
         assert ledger is not None, "a job has one unless it asks for none"
-        overhead = _overhead(session, seconds, conditions.steps)
+        overhead = _overhead(session, seconds, conditions)
         bench = Bench.of(session, _CELL_STEPS, conditions.sequences)
         cells = [cell.measure(bench, loss, conditions.sequences, _quiet) for loss in LOSSES]
         versions = receipt.versions
@@ -96,7 +102,7 @@ def measure(conditions: Conditions, device: torch.device) -> tuple[list[Row], Ov
     return rows, overhead
 
 
-def _overhead(session: Session, start_seconds: float, steps: int) -> Overhead:
+def _overhead(session: Session, start_seconds: float, conditions: Conditions) -> Overhead:
     """Train as the job does: steps until the phases have been timed, and then plain ones."""
     session.run.model.train()
     clock = StepClock(session.device)
@@ -111,9 +117,9 @@ def _overhead(session: Session, start_seconds: float, steps: int) -> Overhead:
     timed: list[float] = []
     while (phases := clock.result()) is None:
         timed.append(seconds())
-    plain = statistics.median(seconds() for _ in range(steps))
+    plain = statistics.median(seconds() for _ in range(conditions.steps))
     profiled = sum(timed[-phases.steps :]) - phases.steps * plain
-    return Overhead(start_seconds, max(0.0, profiled), plain)
+    return Overhead(conditions.job_steps, start_seconds, max(0.0, profiled), plain)
 
 
 def _row(
@@ -154,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sequences", type=int, default=4, help="of a batch")
     parser.add_argument("--seq-length", type=int, default=2048, help="tokens a sequence")
     parser.add_argument("--steps", type=int, default=20, help="plain steps to take the median of")
+    parser.add_argument("--job-steps", type=int, default=500, help="of the job that pays")
     parser.add_argument("--json", type=Path, help="write all figures here")
     return parser
 

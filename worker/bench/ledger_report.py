@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from service.contract.memory import LossName, Provenance
 
 LOSSES: tuple[LossName, ...] = ("full_logits", "compiled_full_logits", "chunked", "cce")
-JOB_STEPS = 500
 _MIB, _GIB = 2**20, 2**30
 
 
@@ -60,19 +59,22 @@ class Overhead:
     """What measuring costs a job, in seconds.
 
     Attributes:
+        job_steps: Optimizer steps of the job.
         start_seconds: Receipt and ledger, before the first step; compiling included.
         profiled_seconds: By which the steps whose phases are timed take longer.
         step_seconds: Median of a plain optimizer step.
     """
 
+    job_steps: int
     start_seconds: float
     profiled_seconds: float
     step_seconds: float
 
     @property
     def share(self) -> float:
-        """Of the steps of a job of `JOB_STEPS`."""
-        return (self.start_seconds + self.profiled_seconds) / (JOB_STEPS * self.step_seconds)
+        """Of the job's steps."""
+        spent = self.start_seconds + self.profiled_seconds
+        return spent / (self.job_steps * self.step_seconds)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def bars(rows: Sequence[Row], overhead: Overhead) -> list[Bar]:
             0.6,
             False,
         ),
-        Bar(f"measuring, of a job of {JOB_STEPS} steps", overhead.share, 0.02, False),
+        Bar(f"measuring, of a job of {overhead.job_steps} steps", overhead.share, 0.02, False),
     ]
 
 
@@ -169,7 +171,7 @@ def _ratio(above: float | None, below: float | None) -> float | None:
 def _bytes(count: int | None, status: str | None, unit: int) -> str:
     if count is None:
         return "-" if status is None else status.replace("_", " ")
-    return f"{count / unit:,.2f}"
+    return f"{count / unit:,.2f}{' (modelled)' if status == 'modelled' else ''}"
 
 
 def _share(value: float | None, form: str, unit: str = "") -> str:

@@ -25,7 +25,7 @@ _NOWHERE = Path("/dev/null")
 
 @contextmanager
 def full_fine_tuning(
-    name: str, device: torch.device, *, sequences: int, seq_length: int, steps: int
+    name: str, device: torch.device, *, sequences: int, seq_length: int, steps: int, rows: int
 ) -> Iterator[Session]:
     """A job that trains all of a model, its activations checkpointed; what it tells is dropped.
 
@@ -34,11 +34,12 @@ def full_fine_tuning(
         device: Where it trains; bfloat16 on CUDA, float32 on CPU, as in a job.
         sequences: Of the batch, which is one micro-batch.
         seq_length: Tokens of each.
-        steps: For which there are rows that differ.
+        steps: Of the job, as far as it is planned.
+        rows: Sequences that differ.
     """
     ids = torch.randint(
         SHAPES[name]["vocab_size"],
-        (steps * sequences, seq_length),
+        (rows, seq_length),
         generator=torch.Generator().manual_seed(0),
     )
     options = TrainingOptions(
@@ -60,7 +61,9 @@ def full_fine_tuning(
         ),
         workdir=_NOWHERE,
     )
-    resolved = resolve(spec.job, len(ids), seq_length, cuda=device.type == "cuda")
+    resolved = resolve(spec.job, len(ids), seq_length, cuda=device.type == "cuda").model_copy(
+        update={"total_steps": steps}
+    )
     subject = build(name, None, device, getattr(torch, resolved.dtype), checkpointing=True)
     with _NOWHERE.open("wb") as nobody:
         yield Session(

@@ -1,10 +1,11 @@
-"""Full logits on a CPU: what they would take, where trying them might exhaust the machine.
+"""What full logits would take, where they are not tried.
 
 The formulas, for N predictions and a vocabulary of V:
 
     three_logits    3 N V float32: log-probabilities, the gradient that comes in and the one that
                     goes out
     four_logits     4 N V float32: with a softcap, whose tanh is kept too
+    one_logits      N V of the compute dtype: compiled, logits in whose place their gradient comes
 """
 
 from cce_core.head import Head
@@ -20,6 +21,12 @@ def modelled(rows: int, head: Head) -> Figure:
     copies, formula = (3, "three_logits") if head.softcap is None else (4, "four_logits")
     size = copies * _FLOAT32 * rows * head.weight.shape[0]
     return Figure(bytes=size, provenance="modelled", formula=formula)
+
+
+def modelled_compiled(rows: int, head: Head) -> Figure:
+    """The same under torch.compile."""
+    size = head.weight.itemsize * rows * head.weight.shape[0]
+    return Figure(bytes=size, provenance="modelled", formula="one_logits")
 
 
 def too_large(rows: int, head: Head) -> Figure | None:

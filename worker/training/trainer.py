@@ -155,6 +155,7 @@ def measure(session: Session, position: Position) -> tuple[MemoryLedger | None, 
                     session.model,
                     batch,
                     session.loss,
+                    passes=session.passes_from(position.step),
                     optimizer_bytes=session.run.optimizer.unmade_bytes,
                 )
             session.reporter.send(Ledger(ledger=ledger))

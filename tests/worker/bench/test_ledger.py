@@ -89,5 +89,5 @@ def test_a_loss_that_does_not_fit_is_a_row_and_its_bars_are_not_known(
 
 
 def test_overhead_is_a_share_of_the_steps_of_a_job() -> None:
-    overhead = Overhead(start_seconds=9.0, profiled_seconds=1.0, step_seconds=0.5)
+    overhead = Overhead(job_steps=500, start_seconds=9.0, profiled_seconds=1.0, step_seconds=0.5)
     assert overhead.share == 10 / 250
