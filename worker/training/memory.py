@@ -13,13 +13,13 @@ takes much longer than a step, so it is done only where the whole ledger is expe
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from cce_core import LossConfig, baselines
+from cce_core import LossConfig
 from cce_core.models import Split
 from service.contract.memory import Figure, LossMemory, LossName, MemoryLedger
 from worker.training import device as device_of
@@ -27,6 +27,7 @@ from worker.training import full_logits
 from worker.training.allocator import OutOfMemory, Peak, peak_of
 from worker.training.batches import Batch
 from worker.training.fit import largest_batch
+from worker.training.losses import Loss, losses_of
 from worker.training.model import hidden_states
 from worker.training.savings import savings
 
@@ -35,8 +36,6 @@ _COMPILED: frozenset[LossName] = frozenset({"compiled_full_logits"})
 _SHARE = 0.02
 # Of torch.compile, where nothing was compiled before.
 _COMPILE_S = 30.0
-# Hidden states (B, T, D) and labels (B, T) to the summed loss, a scalar.
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -114,24 +113,6 @@ def measure(
         losses=entries,
         savings=savings(entries),
     )
-
-
-def losses_of(model: Split, config: LossConfig) -> dict[LossName, Loss]:
-    """Each loss on the model's head, by its name; ours as `config` says."""
-    head = model.head
-    losses: dict[LossName, Loss] = {
-        "full_logits": lambda hidden, labels: baselines.full_logits(hidden, head, labels),
-        "chunked": lambda hidden, labels: baselines.chunked(hidden, head, labels),
-        "cce": lambda hidden, labels: (
-            head.loss(hidden, labels, config, shift=1, reduction="sum").loss
-        ),
-    }
-    if head.weight.is_cuda:  # elsewhere nobody compiles for the sake of the loss
-        losses["compiled_full_logits"] = lambda hidden, labels: baselines.compiled_full_logits(
-            hidden, head, labels
-        )
-    order: tuple[LossName, ...] = ("full_logits", "compiled_full_logits", "chunked", "cce")
-    return {name: losses[name] for name in order if name in losses}
 
 
 @contextmanager

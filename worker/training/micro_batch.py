@@ -22,7 +22,7 @@ from service.contract.resolve import with_micro_batch
 from worker.events import MicroBatchSettled
 from worker.training import device as device_of
 from worker.training.batches import Batch
-from worker.training.memory import losses_of
+from worker.training.losses import losses_of
 from worker.training.prediction import Predictable, predictable
 from worker.training.probe import Probe, cuda_limit
 from worker.training.session import Session

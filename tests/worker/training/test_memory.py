@@ -17,7 +17,7 @@ from tests.worker.training.support import make_model
 from worker.training import full_logits, memory
 from worker.training.batches import Batch, collate
 from worker.training.examples import Example
-from worker.training.memory import Loss
+from worker.training.losses import Loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 CONFIG = LossConfig(implementation="blocked", scratch_bytes=2**16)
