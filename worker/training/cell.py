@@ -148,14 +148,10 @@ def _trained(bench: Bench, cell: Cell, tell: Tell) -> Cell | OutOfMemory:
 def _step(bench: Bench, batch: Batch, loss: Baseline) -> float:
     """One optimizer step on one batch; its mean loss."""
     session = bench.session
-    optimizer = session.run.optimizer
     total = loss(hidden_states(session.model, batch), session.model.head, batch.labels)
     mean = total / batch.supervised
     torch.autograd.backward(mean)
-    optimizer.take_gradients()
-    torch.nn.utils.clip_grad_norm_(optimizer.masters, session.spec.job.options.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    session.run.optimizer.apply_gradients(session.spec.job.options.max_grad_norm)
     return float(mean.detach())
 
 

@@ -103,12 +103,9 @@ class Loop:
         """Move the weights by the gradients that have been summed up; the rate at which."""
         run, options = self.session.run, self.session.spec.job.options
         rate: float = run.scheduler.get_last_lr()[0]
-        run.optimizer.take_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(run.optimizer.masters, options.max_grad_norm)
+        norm = run.optimizer.apply_gradients(options.max_grad_norm)
         _insist_finite(float(norm), "norm of the gradient", self.position.step + 1)
-        run.optimizer.step()
         run.scheduler.step()
-        run.optimizer.zero_grad(set_to_none=True)
         return rate
 
     @property
