@@ -45,6 +45,8 @@ class RunSpec(_Line):
         resume_from: A checkpoint's folder, or None to start from the beginning.
         device: What to train on; `auto` is a GPU where there is one.
         max_micro_batch_size: The most sequences at once, since more did not fit; None for any.
+        settled: The micro-batch of an earlier attempt, which need not be found again on a device
+            like that one's.
     """
 
     mode: Mode
@@ -58,6 +60,7 @@ class RunSpec(_Line):
     resume_from: Path | None = None
     device: DeviceChoice = "auto"
     max_micro_batch_size: int | None = None
+    settled: MicroBatch | None = None
 
 
 class Message(_Line):

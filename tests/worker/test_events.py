@@ -78,7 +78,7 @@ RECEIPT = NumericsReceipt(
 )
 PHASES = StepPhases(steps=3, data=0.1, forward=0.2, loss=0.3, backward=0.4, optimizer=0.5)
 MICRO_BATCH = MicroBatch(
-    size=6, chosen_by="probe", full_logits=2, provenance="measured", multiple=3.0
+    size=6, chosen_by="probe", full_logits=2, provenance="measured", multiple=3.0, device="H200"
 )
 ESTIMATE = JobEstimate(
     micro_batch_size=6,
