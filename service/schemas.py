@@ -28,6 +28,7 @@ from service.contract.spec import (
     Hyperparameters,
     Purpose,
     ResolvedOptions,
+    Trained,
     TrainingOptions,
 )
 from service.job_request import Method, Supervised
@@ -91,7 +92,7 @@ class Model(BaseModel):
     owned_by: str
     base: str | None = Field(None, description="Extension: what it was trained from.")
     job_id: str | None = Field(None, description="Extension: the job that made it.")
-    kind: Literal["full", "lora"] | None = Field(
+    kind: Trained | None = Field(
         None, description="Extension: full weights, or an adapter that needs its base."
     )
     step: int | None = Field(None, description="Extension: the step of a checkpoint's model.")

@@ -15,6 +15,7 @@ LrScheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 DtypeName = Literal["float32", "bfloat16"]
 LossImplementation = Literal["auto", "reference", "blocked", "triton"]
 LossPreset = Literal["default", "exact"]
+Trained = Literal["full", "lora"]
 Purpose = Literal["fine-tune", "fine-tune-results"]
 DataFormat = Literal["chat", "text"]
 _ModuleName = Annotated[str, Field(min_length=1, max_length=256)]
@@ -150,8 +151,13 @@ class JobSpec(Options):
 
 
 class ResolvedOptions(Options):
-    """The values that the trainer uses, every "auto" resolved; echoed on the job."""
+    """The values that the trainer uses, every "auto" resolved; echoed on the job.
 
+    Attributes:
+        trained: All weights, or an adapter: a new one, or the one that the job's model is.
+    """
+
+    trained: Trained
     batch_size: PositiveInt
     micro_batch_size: PositiveInt
     gradient_accumulation_steps: PositiveInt

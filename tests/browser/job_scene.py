@@ -83,6 +83,7 @@ RECEIPT = NumericsReceipt(
 )
 
 RESOLVED = ResolvedOptions(
+    trained="full",
     batch_size=8,
     micro_batch_size=4,
     gradient_accumulation_steps=2,

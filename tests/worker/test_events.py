@@ -35,6 +35,7 @@ from worker.events import (
 )
 
 OPTIONS = ResolvedOptions(
+    trained="full",
     batch_size=4,
     micro_batch_size=2,
     gradient_accumulation_steps=2,
