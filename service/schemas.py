@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field
 
@@ -22,7 +22,6 @@ from service.contract.memory import MemoryLedger, StepPhases
 from service.contract.models import ModelFile, ModelRecord
 from service.contract.receipt import NumericsReceipt
 from service.contract.spec import (
-    Auto,
     ComparisonOptions,
     DataFormat,
     Hyperparameters,
@@ -268,11 +267,6 @@ class JobHead(BaseModel):
 
 class Job(TrainingOptions, JobHead):
     """A fine-tuning job; its options are echoed, resolved once that is known."""
-
-    # The resolved rate carries the multiplier, and may leave the range of what can be asked for.
-    learning_rate: Auto | Annotated[float, Field(gt=0)] = Field(
-        "auto", description="Peak learning rate."
-    )
 
     @classmethod
     def of(cls, record: JobRecord, queue_position: int | None) -> Self:

@@ -33,7 +33,8 @@ class Hyperparameters(Options):
     batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = Field(
         "auto", description="Sequences per optimizer step. auto: see `max_auto_batch_size`."
     )
-    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0)] = Field(
+    # The wire format has no bounds; within these, the rate stays in the range of `learning_rate`.
+    learning_rate_multiplier: Auto | Annotated[float, Field(ge=1e-3, le=1e3)] = Field(
         "auto", description="Factor on the automatic learning rate. auto: 1."
     )
     n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = Field(

@@ -73,6 +73,16 @@ def test_the_rate_is_higher_with_lora_and_times_the_multiplier(
     assert found.learning_rate_multiplier == 3.0
 
 
+@pytest.mark.parametrize("multiplier", [1e-3, 1e3])
+@pytest.mark.parametrize("on_adapter", [False, True])
+def test_every_automatic_rate_is_one_that_can_be_asked_for(
+    multiplier: float, *, on_adapter: bool
+) -> None:
+    hyper = {"learning_rate_multiplier": multiplier}
+    rate = resolved(on_adapter=on_adapter, hyper=hyper).learning_rate
+    assert TrainingOptions(learning_rate=rate).learning_rate == rate
+
+
 def test_a_job_on_an_adapter_trains_it_at_the_rate_of_lora() -> None:
     found = resolved(on_adapter=True)
     assert (found.trained, found.learning_rate) == ("lora", 2e-4)
