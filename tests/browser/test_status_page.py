@@ -10,7 +10,8 @@ from service.auth import make_key
 from service.contract.settings import Settings
 from service.contract.store import Store
 from tests.browser.conftest import Server, serving
-from tests.browser.job_scene import LEDGER, TOTAL_STEPS, SceneJob, train_loss
+from tests.support.job_scene import SceneJob, train_loss
+from tests.support.measured import LEDGER, TOTAL_STEPS
 from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.browser
