@@ -5,6 +5,7 @@ batch_size                   a 500th of the examples, between 1 and 16, in whole
 micro_batch_size             as `batching.py` says; on CPU all of the batch, on CUDA what fits of it
 gradient_accumulation_steps  as many as the micro-batches of a batch
 learning_rate                2e-5 in full, 2e-4 with LoRA, times learning_rate_multiplier
+device                       cuda or cpu, whichever the job runs on
 trained                      full, or lora: with a new adapter, or on a model that is one
 max_seq_length               the model's context, at most 4096
 dtype                        bfloat16 on CUDA, float32 on CPU
@@ -74,6 +75,7 @@ def resolve(
     if implementation == "auto":
         implementation = "triton" if cuda and dtype == "bfloat16" else "blocked"
     return ResolvedOptions(
+        device="cuda" if cuda else "cpu",
         trained=trained,
         batch_size=batch,
         micro_batch_size=micro,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
+from service.contract.device import DeviceKind
 from service.contract.memory import LossName
 
 Auto = Literal["auto"]
@@ -155,9 +156,11 @@ class ResolvedOptions(Options):
     """The values that the trainer uses, every "auto" resolved; echoed on the job.
 
     Attributes:
+        device: What the job runs on.
         trained: All weights, or an adapter: a new one, or the one that the job's model is.
     """
 
+    device: DeviceKind
     trained: Trained
     batch_size: PositiveInt
     micro_batch_size: PositiveInt

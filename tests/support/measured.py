@@ -1,5 +1,6 @@
 """What a job measures and resolves, as a trainer tells it: the same values for every test."""
 
+from service.contract.estimate.record import ComponentBytes, JobEstimate, MicroBatch
 from service.contract.memory import Figure, LossMemory, MemoryLedger, Saving, StepPhases
 from service.contract.receipt import FilteredMass, NumericsReceipt
 from service.contract.spec import ResolvedOptions
@@ -58,6 +59,29 @@ LEDGER = MemoryLedger(
 
 PHASES = StepPhases(steps=3, data=0.01, forward=0.06, loss=0.02, backward=0.1, optimizer=0.01)
 
+ESTIMATE = JobEstimate(
+    micro_batch_size=4,
+    seq_length=256,
+    components=ComponentBytes(
+        weights=120 * MIB,
+        optimizer=240 * MIB,
+        gradients=120 * MIB,
+        activations=310 * MIB,
+        attention=40 * MIB,
+        working=12 * MIB,
+        optimizer_step=0,
+    ),
+    predicted_bytes=824 * MIB,
+    predicted_at="backward",
+)
+SCORED = ESTIMATE.model_copy(
+    update={"measured_bytes": 800 * MIB, "error": 0.03, "method": "CPU allocator events"}
+)
+
+MICRO_BATCH = MicroBatch(
+    size=4, chosen_by="probe", full_logits=1, provenance="measured", multiple=4.0
+)
+
 RECEIPT = NumericsReceipt(
     implementation="blocked",
     preset="default",
@@ -76,6 +100,7 @@ RECEIPT = NumericsReceipt(
 )
 
 RESOLVED = ResolvedOptions(
+    device="cpu",
     trained="full",
     batch_size=8,
     micro_batch_size=4,

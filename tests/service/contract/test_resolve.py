@@ -131,6 +131,7 @@ def test_what_is_given_is_used() -> None:
     }
     found = resolve(job(hyper, **options), 60_000, 64, cuda=False, on_adapter=False)
     assert found == ResolvedOptions(
+        device="cpu",
         trained="full",
         batch_size=6,
         micro_batch_size=2,

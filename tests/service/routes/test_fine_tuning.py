@@ -108,6 +108,7 @@ def test_resolved_values_take_the_place_of_auto(
 ) -> None:
     job = submit(client, training_file, extra_body={"adapter": {"type": "lora"}})
     resolved = ResolvedOptions(
+        device="cpu",
         trained="lora",
         batch_size=4,
         micro_batch_size=2,
