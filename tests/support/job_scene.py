@@ -4,10 +4,20 @@ import math
 import time
 from collections.abc import Iterable
 
+from service.contract.estimate.record import JobEstimate, MicroBatch
 from service.contract.job import Event, JobError, JobRecord, JobStatus, Progress, new_id
 from service.contract.spec import JobSpec
 from service.contract.store import Claim, Store
-from tests.support.measured import LEDGER, MIB, PHASES, RECEIPT, RESOLVED, TOTAL_STEPS
+from tests.support.measured import (
+    ESTIMATE,
+    LEDGER,
+    MIB,
+    PHASES,
+    RECEIPT,
+    RESOLVED,
+    SCORED,
+    TOTAL_STEPS,
+)
 
 ORG = "org-local"
 
@@ -49,6 +59,15 @@ class SceneJob:
         self._update(None, progress=Progress(phase="measuring"))
         if ledger:
             self._update(Event(message="Memory ledger measured."), memory=LEDGER, phases=PHASES)
+
+    def settle(self, micro_batch: MicroBatch) -> None:
+        """Choose a micro-batch, and predict what it takes."""
+        self._update(Event(message="Micro-batch settled."), micro_batch=micro_batch)
+        self._update(Event(message="Memory predicted."), estimate=ESTIMATE)
+
+    def score(self, estimate: JobEstimate = SCORED) -> None:
+        """Compare the prediction with what the steps took."""
+        self._update(Event(message="Prediction scored."), estimate=estimate)
 
     def verify(self) -> None:
         """Compare the loss with fp32."""

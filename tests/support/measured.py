@@ -72,7 +72,7 @@ ESTIMATE = JobEstimate(
         optimizer_step=0,
     ),
     predicted_bytes=824 * MIB,
-    predicted_at="backward",
+    predicted_at="last layer",
 )
 SCORED = ESTIMATE.model_copy(
     update={"measured_bytes": 800 * MIB, "error": 0.03, "method": "CPU allocator events"}
