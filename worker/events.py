@@ -15,7 +15,7 @@ from service.contract.estimate.record import JobEstimate, MicroBatch
 from service.contract.job import DataSize, Level, Progress
 from service.contract.memory import MemoryLedger, StepPhases
 from service.contract.receipt import NumericsReceipt
-from service.contract.spec import DataFormat, JobSpec, ResolvedOptions
+from service.contract.spec import DataFormat, JobSpec, ResolvedOptions, Trained
 
 Mode = Literal["validate", "train"]
 DeviceChoice = Literal["auto", "cuda", "cpu"]
@@ -172,7 +172,7 @@ class Result(_Line):
 
     kind: Literal["result"] = "result"
     model: Path
-    model_kind: Literal["full", "lora"]
+    model_kind: Trained
     metrics_csv: Path
     report: Path
     outliers_csv: Path

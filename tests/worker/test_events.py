@@ -35,6 +35,8 @@ from worker.events import (
 )
 
 OPTIONS = ResolvedOptions(
+    device="cpu",
+    trained="full",
     batch_size=4,
     micro_batch_size=2,
     gradient_accumulation_steps=2,

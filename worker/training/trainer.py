@@ -68,6 +68,7 @@ def open_session(spec: RunSpec, reporter: Reporter) -> tuple[Session, Position]:
         len(rows.training),
         length,
         cuda=device.type == "cuda",
+        on_adapter=spec.base_model is not None,
         max_micro_batch_size=spec.max_micro_batch_size,
     )
     if spec.job.comparison is None:  # which has no batch size of its own
