@@ -1,14 +1,14 @@
 """Launch the hot blocks' gradients: where most rows keep a block, whole products beat lists.
 
-They go through the kernels of the exact backward: two launches, whatever their number is, which the
-device alone knows. dE begins with their share, in its own dtype; their rows of dC are final.
+They go through the kernel of the exact backward, whatever their number is, which the device alone
+knows. dE begins with their share, in its own dtype; their rows of dC are final.
 """
 
 import torch
 
 from cce_core.kernels.launch import Logit
 from cce_core.kernels.rows import Rows
-from cce_core.kernels.slices import Listed, Slice, Targets, Upstream, dlogits, gradients
+from cce_core.kernels.slices import Launch, Listed, Run, Targets, Upstream, launch
 
 MOST = 32  # blocks: beyond these, lists are as fast on the data that was measured
 
@@ -29,8 +29,8 @@ def hot_gradients(
     """Write the hot blocks' share of dE and their rows of dC, unless the device finds `exact` 1."""
     width = len(hot.blocks) * logit.tilings.block
     dz = torch.empty((len(rows.e), width), dtype=rows.e.dtype, device=rows.e.device)
-    ticket = torch.zeros((), dtype=torch.int32, device=dz.device)
     aux = targets.de if targets.de is not None else dz
-    part = Slice(dz, aux, ticket, exact, listed=hot)
-    dlogits(rows, logit, upstream, part, logit.tilings.hot_logits)
-    gradients(rows, logit, targets, part, logit.tilings.hot_gradients)
+    tiles = logit.tilings
+    run = Run(0, width, dz)
+    what = Launch(run, aux, exact, tiles.hot_logits, tiles.gradients, listed=hot)
+    launch(rows, logit, upstream, targets, what)

@@ -37,6 +37,13 @@ class Logit:
         """An upper bound of |z|."""
         return self.softcap if self.softcap is not None else float("inf")
 
+    def cooperation(self) -> tuple[int, dict[str, object]]:
+        """Programs that can all run at once, and the arguments of a launch that waits for it."""
+        if interpreted():
+            return 1, {"ASYNC": False}
+        copies = torch.cuda.get_device_capability(self.c.device)[0] >= 9
+        return self.programs, {"ASYNC": copies, "launch_cooperative_grid": True}
+
     def common(self) -> dict[str, object]:
         """The constexpr arguments that every product kernel takes."""
         return {

@@ -1,4 +1,4 @@
-"""What every kernel shares: tile order, the logit's post-processing, the product of two tiles.
+"""What kernels share: tile order, the logit's post-processing, products of tiles, the barrier.
 
 Letters: N rows, V vocabulary, D width; a tile is BLOCK_N rows by BLOCK_V columns.
 """
@@ -44,3 +44,31 @@ def capped(x, cap):
 def halves(x):
     """The left and the right half of a tile's columns; no data moves."""
     return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def grid_barrier(arrived_ptr, goal, ASYNC: tl.constexpr):
+    """Wait for all programs; what each wrote before, all see after. They must run at once.
+
+    `arrived_ptr`, () int32, counts arrivals: `goal` is the number of programs times the barrier's
+    own, from one. Where ASYNC, tiles move by the copy engine (sm_90 on): its writes are waited for
+    and fenced off from the loads that follow, whichever way either go.
+    """
+    if ASYNC:
+        tl.inline_asm_elementwise(
+            "cp.async.bulk.wait_group 0; fence.proxy.async; mov.u32 $0, 0;",
+            "=r",
+            [],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+    tl.debug_barrier()
+    arrived = tl.atomic_add(arrived_ptr, 1, sem="acq_rel", scope="gpu") + 1
+    while arrived < goal:
+        arrived = tl.atomic_add(arrived_ptr, 0, sem="acquire", scope="gpu")
+    tl.debug_barrier()
+    if ASYNC:
+        tl.inline_asm_elementwise(
+            "fence.proxy.async; mov.u32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+        )

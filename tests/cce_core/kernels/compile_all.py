@@ -1,7 +1,7 @@
-"""Compile every shipped configuration for one architecture, without a GPU; print the spills.
+"""Compile every shipped configuration for one architecture, without a GPU; print what it takes.
 
 A program of its own, since Triton must not be in its interpreter here. Each line of its output is
-`kernel configuration spilled-bytes`.
+`kernel configuration stack-bytes spills-in-loops-of-products shared-bytes`.
 """
 
 import re
@@ -18,13 +18,14 @@ from cce_core.kernels import exact, forward, pairs, plan, rows, tail, tiling
 
 INTEGERS = {
     "rows_ptr", "redo_ptr", "index_ptr", "pair_row_ptr", "owner_ptr", "start_ptr",
-    "found_ptr", "entry_col_ptr", "exact_ptr", "sample_row_ptr", "count_ptr", "ticket_ptr",
+    "found_ptr", "entry_col_ptr", "exact_ptr", "sample_row_ptr", "count_ptr", "turn_ptr",
     "blocks_ptr", "listed_ptr", "hot_ptr", "heat_ptr",
 }  # fmt: skip
 HALVES = {
     "mass_ptr", "tail_ptr", "entry_dz_ptr", "e_ptr", "c_ptr", "out_ptr", "pull_ptr", "de_ptr",
+    "aux_ptr",
 }  # fmt: skip
-SPLIT = {"de_ptr": "*i16", "de_aux_ptr": "*i8"}
+SPLIT = {"de_ptr": "*i16", "aux_ptr": "*i8"}
 COMMON = {"UPCAST": False, "PRECISION": "ieee", "PROGRAMS": 132}
 
 
@@ -39,7 +40,6 @@ def kind(name: str, boxes: dict, special: dict) -> str:
 def configurations(tiles: tiling.Tilings):
     """(kernel, boxes of descriptors, special types, constants, warps, stages), all of them."""
     t = tiles.logits
-    post = {"HAS_BIAS": False, "HAS_MEAN": False}
     rest = {"WITH_MEAN": False, "WITH_ENTROPY": False, "HAS_BIAS": False, "BLOCK": tiles.block}
     for cap in (False, True):
         block = {"BLOCK_N": t.block_n, "BLOCK_V": t.block_v, "BLOCK_D": t.block_d, "GROUP": t.group}
@@ -49,16 +49,12 @@ def configurations(tiles: tiling.Tilings):
             more["ORDERED"] = not mass
             constants = COMMON | rest | block | more
             yield forward.forward_kernel, boxes, {}, constants, t.warps, t.stages
-        for listed, s in ((False, tiles.slices), (True, tiles.hot_logits)):
-            sizes = {"BLOCK_N": s.block_n, "BLOCK_V": s.block_v, "BLOCK_D": s.block_d}
-            boxes = {
-                "e_desc": (s.block_n, s.block_d),
-                "c_desc": (s.block_v, s.block_d),
-                "out_desc": (s.block_n, s.block_v // 2),
-            }
-            more = {"HAS_CAP": cap, "ASK": True, "LISTED": listed, "BLOCK": tiles.block}
-            constants = COMMON | post | sizes | more | {"FLATTEN": s.flatten, "GROUP": s.group}
-            yield exact.dlogits_kernel, boxes, {}, constants, s.warps, s.stages
+        for listed, s, g in (
+            (False, tiles.slices, tiles.gradients),
+            (True, tiles.hot_logits, tiles.gradients),
+        ):
+            for with_dc in (False, True):
+                yield exactly(tiles, s, g, cap=cap, listed=listed, with_dc=with_dc)
         p = tiles.pairs
         boxes = {"c_desc": (p.block_v, p.block_d), "pool_desc": (p.block_n, p.block_v // 4)}
         constants = COMMON | {
@@ -72,26 +68,6 @@ def configurations(tiles: tiling.Tilings):
             "HAS_CAP": cap, "SAMPLE": w.block_v, "BLOCK": tiles.block, "BLOCK_D": w.block_d,
         }  # fmt: skip
         yield tail.tail_kernel, boxes, {}, constants, w.warps, w.stages
-    for first, last, listed in (
-        (True, False, False), (False, False, False), (False, True, False), (True, True, True)
-    ):  # fmt: skip
-        g = tiles.hot_gradients if listed else tiles.gradients
-        boxes = {
-            "dz_rows_desc": (g.block_n, g.block_d),
-            "dz_cols_desc": (g.block_d, g.block_n),
-            "e_desc": (g.block_d, g.block_v),
-            "c_desc": (g.block_d, g.block_v),
-            "dc_desc": (g.block_n, g.block_v),
-        }
-        constants = COMMON | {
-            "IS_FIRST": first, "IS_LAST": last, "SPLIT": not listed, "WITH_DE": True,
-            "WITH_DC": True, "ASK": True, "LISTED": listed, "BLOCK": tiles.block,
-            "BLOCK_M": g.block_n, "BLOCK_D": g.block_v, "BLOCK_K": g.block_d, "GROUP": g.group,
-        }  # fmt: skip
-        special = {} if listed else SPLIT
-        yield exact.gradients_kernel, boxes, special, constants, g.warps, g.stages
-        frozen = {"WITH_DC": False} | dict.fromkeys(("dz_cols_desc", "e_desc", "dc_desc"))
-        yield exact.gradients_kernel, boxes, special, constants | frozen, g.warps, g.stages
     c = tiles.scatter
     boxes = {"pool_desc": (c.block_d, tiles.block), "dc_desc": (tiles.block, c.block_v)}
     constants = COMMON | {
@@ -105,6 +81,31 @@ def configurations(tiles: tiling.Tilings):
     yield plan.plan_kernel, {}, {}, {"HOT": 0.5, "PAIRS": block["PAIRS"], "SIZE": 4096}, 4, 3
     constants = {"HAS_BIAS": False, "HAS_CAP": True, "COPY": True, "BLOCK_D": 1024}
     yield rows.rows_kernel, {}, {}, constants, 4, 3
+
+
+def exactly(tiles, s, g, *, cap: bool, listed: bool, with_dc: bool):
+    """The exact kernel's configuration for logits by tiling `s` and gradients by `g`."""
+    boxes = {
+        "e_desc": (s.block_n, s.block_d),
+        "c_desc": (s.block_v, s.block_d),
+        "out_desc": (s.block_n, s.block_v // 2),
+        "dz_rows_desc": (g.block_n, g.block_d),
+        "dz_cols_desc": (g.block_d, g.block_n),
+        "ek_desc": (g.block_d, g.block_v),
+        "ck_desc": (g.block_d, g.block_v),
+        "dc_desc": (g.block_n, g.block_v // 4),
+    }
+    constants = COMMON | {
+        "HAS_BIAS": False, "HAS_MEAN": False, "HAS_CAP": cap, "SPLIT": not listed,
+        "WITH_DE": True, "WITH_DC": with_dc, "ASK": True, "LISTED": listed, "BLOCK": tiles.block,
+        "BLOCK_N": s.block_n, "BLOCK_V": s.block_v, "BLOCK_L": s.block_d,
+        "LOGITS_STAGES": s.stages, "LOGITS_GROUP": s.group,
+        "BLOCK_M": g.block_n, "BLOCK_D": g.block_v, "BLOCK_K": g.block_d, "STAGES": g.stages,
+        "GROUP": g.group, "ASYNC": tiles is not tiling.AMPERE,
+    }  # fmt: skip
+    if not with_dc:
+        constants |= dict.fromkeys(("dz_cols_desc", "ek_desc", "dc_desc"))
+    return exact.exact_kernel, boxes, {} if listed else SPLIT, constants, g.warps, 3
 
 
 def compiled(configuration, architecture: int):
@@ -125,16 +126,43 @@ def compiled(configuration, architecture: int):
     return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
 
 
-def stack_bytes(cubin: bytes) -> int:
-    """The stack frame of a kernel, which holds its spills."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+def tool(name: str, *arguments: str, cubin: bytes) -> str:
+    """What one of the compiler's tools prints about a kernel."""
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = subprocess.run(
-            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        return subprocess.run(
+            [path, *arguments, file.name], capture_output=True, text=True, check=True
         ).stdout
-    return int(re.search(r"STACK:(\d+)", usage).group(1))
+
+
+def stack_bytes(cubin: bytes) -> int:
+    """The stack frame of a kernel, which holds its spills."""
+    return int(re.search(r"STACK:(\d+)", tool("cuobjdump", "-res-usage", cubin=cubin)).group(1))
+
+
+def spills_in_loops(cubin: bytes) -> int:
+    """Loads and stores of the stack inside the loops of products, where they would cost time."""
+    lines = tool("nvdisasm", "-c", cubin=cubin).splitlines()
+    places = {
+        found.group(1): i
+        for i, line in enumerate(lines)
+        if (found := re.match(r"\s*(\.L_x_\d+):", line))
+    }
+    loops = []
+    for i, line in enumerate(lines):
+        found = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
+        if found and places[found.group(1)] < i:
+            loops.append((places[found.group(1)], i))
+    bodies = [
+        lines[first:last]
+        for first, last in loops
+        if not any(first < a and b < last for a, b in loops)
+    ]
+    products = [body for body in bodies if any("MMA" in line for line in body)]
+    spills = re.compile(r"\b(STL|LDL)\b")
+    return sum(bool(spills.search(line)) for body in products for line in body)
 
 
 def main() -> None:
@@ -143,9 +171,10 @@ def main() -> None:
     for configuration in configurations(tiles):
         kernel, constants = configuration[0], configuration[3]
         made = compiled(configuration, architecture)
-        flags = [name for name, value in constants.items() if value is True]
-        spilled = stack_bytes(made.asm["cubin"])
-        sys.stdout.write(f"{kernel.__name__} {','.join(flags) or '-'} {spilled}\n")
+        flags = ",".join(name for name, value in constants.items() if value is True) or "-"
+        cubin = made.asm["cubin"]
+        figures = stack_bytes(cubin), spills_in_loops(cubin), made.metadata.shared
+        sys.stdout.write(" ".join([kernel.__name__, flags, *map(str, figures)]) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-SIX_REGISTERS = 24
-"""What the pairs kernel without softcap keeps on the stack on Hopper: once a tile, of 100 us."""
+STACK = 96
+"""Bytes a kernel may keep on the stack: what lives across its phases, touched once a tile."""
+SHARED = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+"""Bytes of shared memory a program can have; 80's tiles serve Ada too, which has the least."""
 
 
-@pytest.mark.parametrize("architecture", [80, 90, 100])
-def test_no_configuration_spills(architecture) -> None:
+@pytest.mark.parametrize("architecture", SHARED)
+def test_every_configuration_fits_and_keeps_its_products_in_registers(architecture) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     program = Path(__file__).with_name("compile_all.py")
     done = subprocess.run(
@@ -24,9 +26,9 @@ def test_no_configuration_spills(architecture) -> None:
         cwd=ROOT,
         env=environment | {"PYTHONPATH": str(ROOT)},
     )
-    lines = [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
+    lines = [line.rsplit(" ", 3) for line in done.stdout.splitlines()]
     assert len(lines) >= 19
-    spilled = {name: int(stack) for name, stack in lines if int(stack) > 0}
-    allowed = {"pair_logits_kernel WITH_POOL,WITH_LIST,EVEN_D"} if architecture >= 90 else set()
-    assert set(spilled) <= allowed
-    assert all(stack <= SIX_REGISTERS for stack in spilled.values())
+    for name, stack, spills, shared in lines:
+        assert int(spills) == 0, name
+        assert int(stack) <= STACK, name
+        assert int(shared) <= SHARED[architecture], name

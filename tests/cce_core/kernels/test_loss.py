@@ -25,7 +25,8 @@ def small_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make small problems take several slices and rounds."""
     if DEVICE.type == "cpu":
         monkeypatch.setattr(slices, "STEP", 32)
-        monkeypatch.setattr(slices, "SCRATCH_COLUMNS", 32)
+        monkeypatch.setattr(slices, "LEAST", 32)
+        monkeypatch.setattr(slices, "ENOUGH", 32)
         monkeypatch.setattr(filtered, "LAST_ROUND_PAIRS", 48)
 
 
