@@ -37,7 +37,7 @@ class Filter:
     entries: int | None = None  # length of a row's list; None fills the budget
     big_entries: int = 192  # of these, slots for the large ones alone
     density: float = 0.25  # the kept part of all pairs above which exact takes over
-    error_bar: float = 2.0**-7  # the estimated error of dE above which exact takes over; inf: never
+    error_bar: float = 2.0**-7  # the estimated error of dE above which exact takes over, as for NaN
     parts: int = 16  # dE is made in so many parts, which bounds its tail's scratch
 
     @classmethod
