@@ -8,6 +8,7 @@ import uvicorn
 
 from service.app import create_app
 from service.auth import ExposureError, check_exposure
+from service.contract.connection import AccessRefused, check_access
 from service.settings import ServiceSettings
 
 # Open requests get this long after SIGTERM: none of them is long, but a download may be under way.
@@ -26,7 +27,8 @@ def main(arguments: list[str]) -> None:
     host = chosen.host if sockets is None else sockets[0].getsockname()[0]
     try:
         check_exposure(host, settings.api_keys_file)
-    except ExposureError as error:
+        check_access(settings)
+    except (ExposureError, AccessRefused) as error:
         parser.exit(1, f"{error}\n")
     config = uvicorn.Config(
         create_app(settings),

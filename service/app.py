@@ -18,6 +18,7 @@ from service.routes import (
     fine_tuning,
     fleet,
     health,
+    metrics,
     models,
 )
 from service.settings import ServiceSettings
@@ -48,8 +49,9 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
-    modules = (files, fine_tuning, estimates, comparisons, models, fleet, health, dashboard)
-    routers = [module.router for module in modules]
+    jobs = (files, fine_tuning, estimates, comparisons, models)
+    operation = (fleet, health, metrics, dashboard)
+    routers = [module.router for module in (*jobs, *operation)]
     for router in routers:
         app.include_router(router)
     problems.install(app, [route for router in routers for route in router.routes])

@@ -45,6 +45,7 @@ class _Question:
     spec: JobSpec
     shape: ModelShape
     adapter: LoraAdapter | None
+    on_adapter: bool
     max_seq_length: int
     data: DataEstimate
     past: list[JobRecord]
@@ -98,7 +99,8 @@ def _question(services: Services, org: str, spec: JobSpec) -> _Question:
     past = services.store.page(org, after=None, limit=_PAST_JOBS, metadata={}).items
     past = [job for job in past if job.spec.model == spec.model]
     data = data_size(services.files.get(org, spec.training_file), past, length)
-    return _Question(spec, shape, own or spec.options.adapter, length, data, past)
+    adapter = own or spec.options.adapter
+    return _Question(spec, shape, adapter, own is not None, length, data, past)
 
 
 def _kinds(workers: list[LiveWorker]) -> list[tuple[Device | None, list[str]]]:
@@ -112,7 +114,13 @@ def _kinds(workers: list[LiveWorker]) -> list[tuple[Device | None, list[str]]]:
 def _on_device(question: _Question, device: Device | None, names: list[str]) -> DeviceEstimate:
     kind: DeviceKind = "cuda" if device is None else device.kind
     spec, shape = question.spec, question.shape
-    resolved = resolve(spec, question.sequences, question.max_seq_length, cuda=kind == "cuda")
+    resolved = resolve(
+        spec,
+        question.sequences,
+        question.max_seq_length,
+        cuda=kind == "cuda",
+        on_adapter=question.on_adapter,
+    )
     usable = None if device is None else usable_bytes(device.total_bytes, kind)
     if usable is not None and kind == "cuda" and batching(spec, question.sequences).open:
         work = _work(question, resolved, kind)

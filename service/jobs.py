@@ -126,18 +126,19 @@ def views(services: Services, records: list[JobRecord]) -> list[Job]:
 
 def check(services: Services, org: str, spec: JobSpec) -> None:
     """Refuse what cannot become a run, before anything is recorded."""
-    _check_model(services, org, spec.model)
+    _check_model(services, org, spec)
     _check_file(services, org, "training_file", spec.training_file)
     if spec.validation_file is not None:
         _check_file(services, org, "validation_file", spec.validation_file)
     batching.check(spec)
 
 
-def _check_model(services: Services, org: str, name: str) -> None:
+def _check_model(services: Services, org: str, spec: JobSpec) -> None:
+    name = spec.model
     if services.base_models.source(name) is not None:
         return
     try:
-        services.models.get(org, name)
+        tuned = services.models.get(org, name)
     except NotFound as error:
         known = ", ".join(services.base_models.names()) or "none in a folder"
         raise InvalidRequest(
@@ -146,6 +147,12 @@ def _check_model(services: Services, org: str, name: str) -> None:
             code="model_not_found",
             param="model",
         ) from error
+    if tuned.kind == "lora" and spec.options.adapter is not None:
+        raise InvalidRequest(
+            f"{name} is an adapter, which a job on it goes on training: leave `adapter` out.",
+            code="unsupported_model",
+            param="adapter",
+        )
 
 
 def _check_file(services: Services, org: str, param: str, file_id: str) -> None:

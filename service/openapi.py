@@ -12,6 +12,12 @@ BINARY: Responses = {
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
+TEXT: Responses = {
+    200: {
+        "description": "The text.",
+        "content": {"text/plain": {"schema": {"type": "string"}}},
+    }
+}
 
 
 def links(parameter: str, *operations: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field
 
@@ -22,12 +22,12 @@ from service.contract.memory import MemoryLedger, StepPhases
 from service.contract.models import ModelFile, ModelRecord
 from service.contract.receipt import NumericsReceipt
 from service.contract.spec import (
-    Auto,
     ComparisonOptions,
     DataFormat,
     Hyperparameters,
     Purpose,
     ResolvedOptions,
+    Trained,
     TrainingOptions,
 )
 from service.job_request import Method, Supervised
@@ -91,7 +91,7 @@ class Model(BaseModel):
     owned_by: str
     base: str | None = Field(None, description="Extension: what it was trained from.")
     job_id: str | None = Field(None, description="Extension: the job that made it.")
-    kind: Literal["full", "lora"] | None = Field(
+    kind: Trained | None = Field(
         None, description="Extension: full weights, or an adapter that needs its base."
     )
     step: int | None = Field(None, description="Extension: the step of a checkpoint's model.")
@@ -267,11 +267,6 @@ class JobHead(BaseModel):
 
 class Job(TrainingOptions, JobHead):
     """A fine-tuning job; its options are echoed, resolved once that is known."""
-
-    # The resolved rate carries the multiplier, and may leave the range of what can be asked for.
-    learning_rate: Auto | Annotated[float, Field(gt=0)] = Field(
-        "auto", description="Peak learning rate."
-    )
 
     @classmethod
     def of(cls, record: JobRecord, queue_position: int | None) -> Self:

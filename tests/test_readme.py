@@ -13,8 +13,11 @@ from fastapi.routing import APIRoute
 from service.app import create_app
 from service.cli import main
 from service.comparison_request import ComparisonCreate
+from service.contract.settings import Settings
 from service.contract.spec import TrainingOptions
+from service.deps import open_services
 from service.job_request import JobCreate
+from service.metrics import ServiceCollector
 from service.regression import MARGINS, Margin
 from service.schemas import Job
 from service.settings import ServiceSettings
@@ -76,6 +79,12 @@ def test_the_reported_fields_exist() -> None:
     shown = set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\|(.*?)\|", fields, re.MULTILINE))))
     assert shown
     assert shown <= set(Job.model_fields)
+
+
+def test_the_metrics_are_all_there_are(settings: Settings) -> None:
+    with open_services(ServiceSettings(**settings.model_dump())) as services:
+        told = {family.name for family in ServiceCollector(services).collect()}
+    assert set(first_cells("Metrics")) == told
 
 
 def test_every_created_job_is_accepted() -> None:

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from service.contract.connection import AccessRefused, check_access
 from service.contract.queue import TRAIN, VALIDATE, QueueName
 from worker.app import answers, make_worker
 from worker.settings import WorkerSettings
@@ -23,6 +24,10 @@ def main(arguments: list[str]) -> int:
     settings, queues = WorkerSettings(), [QUEUES[name] for name in chosen.queues]
     if chosen.ping:
         return 0 if answers(settings, queues) else 1
+    try:
+        check_access(settings)
+    except AccessRefused as error:
+        parser.exit(1, f"{error}\n")
     worker = make_worker(settings, queues)
     worker.start()
     return int(worker.exitcode or 0)

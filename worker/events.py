@@ -15,7 +15,7 @@ from service.contract.estimate.record import JobEstimate, MicroBatch
 from service.contract.job import DataSize, Level, Progress
 from service.contract.memory import MemoryLedger, StepPhases
 from service.contract.receipt import NumericsReceipt
-from service.contract.spec import DataFormat, JobSpec, ResolvedOptions
+from service.contract.spec import DataFormat, JobSpec, ResolvedOptions, Trained
 
 Mode = Literal["validate", "train"]
 DeviceChoice = Literal["auto", "cuda", "cpu"]
@@ -45,6 +45,8 @@ class RunSpec(_Line):
         resume_from: A checkpoint's folder, or None to start from the beginning.
         device: What to train on; `auto` is a GPU where there is one.
         max_micro_batch_size: The most sequences at once, since more did not fit; None for any.
+        settled: The micro-batch of an earlier attempt, which need not be found again on a device
+            like that one's.
     """
 
     mode: Mode
@@ -58,6 +60,7 @@ class RunSpec(_Line):
     resume_from: Path | None = None
     device: DeviceChoice = "auto"
     max_micro_batch_size: int | None = None
+    settled: MicroBatch | None = None
 
 
 class Message(_Line):
@@ -169,7 +172,7 @@ class Result(_Line):
 
     kind: Literal["result"] = "result"
     model: Path
-    model_kind: Literal["full", "lora"]
+    model_kind: Trained
     metrics_csv: Path
     report: Path
     outliers_csv: Path

@@ -74,6 +74,7 @@ class Preparation:
             resume_from=self._checkpoint(record, workdir, lease) if mode == "train" else None,
             device=self.device,
             max_micro_batch_size=reduced.micro_batch_size if reduced else None,
+            settled=record.micro_batch,
         )
 
     def model(self, record: JobRecord, workdir: Path, lease: Lease) -> ModelSource:

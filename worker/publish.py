@@ -11,13 +11,13 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from service.contract import comparison
 from service.contract.commands import Pipe
 from service.contract.files import FileRecord, Files
 from service.contract.job import Checkpoint, Event, JobRecord, JobStatus, new_id
 from service.contract.models import ModelFile, ModelRecord, Models, tuned_model_id
+from service.contract.spec import Trained
 from service.contract.storage import Storage
 from service.contract.store import Store
 from worker.events import CheckpointWritten, Compared, Result
@@ -64,7 +64,7 @@ class Publisher:
             LostClaim: Another attempt has the job; nothing names the folder then.
             JobFailure: The storage does not answer.
         """
-        kind: Literal["full", "lora"] = (
+        kind: Trained = (
             "lora" if (line.path / "model" / "adapter_config.json").is_file() else "full"
         )
         path = f"checkpoints/{self.record.id}/{self.lease.claim.token}-{line.step}"
@@ -149,9 +149,7 @@ class Publisher:
             )
         )
 
-    def _model(
-        self, folder: Path, path: str, kind: Literal["full", "lora"], step: int | None
-    ) -> ModelRecord:
+    def _model(self, folder: Path, path: str, kind: Trained, step: int | None) -> ModelRecord:
         """The record of a model that is still in a local folder."""
         spec = self.record.spec
         return ModelRecord(

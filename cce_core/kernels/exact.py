@@ -1,5 +1,6 @@
 """The exact backward: slices of the vocabulary through a bounded scratch of dz.
 
+A slice is a run of columns, or where LISTED the blocks of columns that a list on the device names.
 For each slice of W columns, two launches:
     dz[i, v] = (g_lse[i] p[i, v] + g_label[i] [v = y_i] + g_mean[i] / V) * cap' * scale
     dC[v]    = sum_i dz[i, v] E[i]      written once
@@ -21,6 +22,15 @@ from cce_core.kernels.primitives import LOG2E, capped, dot, grouped_tile, halves
 
 
 @triton.jit
+def place(column, first, blocks_ptr, LISTED: tl.constexpr, BLOCK: tl.constexpr):
+    """Where a column of the slice stands in the vocabulary."""
+    if LISTED:
+        return tl.load(blocks_ptr + column // BLOCK) * BLOCK + column % BLOCK
+    else:
+        return first + column
+
+
+@triton.jit
 def dlogits_kernel(
     e_desc,  # (N, D), compact rows
     c_desc,  # (V, D)
@@ -32,7 +42,9 @@ def dlogits_kernel(
     g_label_ptr,
     g_mean_ptr,
     rows_ptr,
-    wanted_ptr,  # () int32, read if ASK: zero returns at once
+    exact_ptr,  # () int32, read if ASK: one is for the slices, zero for the listed blocks
+    blocks_ptr,  # (H,) int32: the listed blocks
+    listed_ptr,  # () int32: how many they are
     first,  # the slice's first column
     width,
     V,
@@ -43,6 +55,8 @@ def dlogits_kernel(
     HAS_CAP: tl.constexpr,
     HAS_MEAN: tl.constexpr,
     ASK: tl.constexpr,
+    LISTED: tl.constexpr,
+    BLOCK: tl.constexpr,  # columns of a listed block
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -54,8 +68,10 @@ def dlogits_kernel(
 ):
     rows = tl.load(rows_ptr)
     if ASK:
-        if tl.load(wanted_ptr) == 0:
+        if (tl.load(exact_ptr) == 0) != LISTED:
             rows = 0
+    if LISTED:
+        width = tl.load(listed_ptr) * BLOCK
     tiles_n = tl.cdiv(rows, BLOCK_N)
     tiles_v = tl.cdiv(width, BLOCK_V)
     steps = tl.cdiv(D, BLOCK_D)
@@ -64,9 +80,12 @@ def dlogits_kernel(
         z = tl.zeros((BLOCK_N, BLOCK_V), dtype=tl.float32)
         row = m * BLOCK_N + tl.arange(0, BLOCK_N)
         here = row < rows
+        shift = first  # from the slice's columns to the vocabulary's
+        if LISTED:
+            shift = tl.load(blocks_ptr + n * BLOCK_V // BLOCK) * BLOCK - n * BLOCK_V
         for step in range(steps):
             e = e_desc.load([m * BLOCK_N, step * BLOCK_D])
-            c = c_desc.load([first + n * BLOCK_V, step * BLOCK_D])
+            c = c_desc.load([shift + n * BLOCK_V, step * BLOCK_D])
             z = dot(e, c.T, z, UPCAST, PRECISION)
         lse = tl.load(lse_ptr + row, mask=here, other=0.0)
         g_lse = tl.load(g_lse_ptr + row, mask=here, other=0.0) * scale
@@ -74,14 +93,14 @@ def dlogits_kernel(
         g_mean = g_lse
         if HAS_MEAN:
             g_mean = tl.load(g_mean_ptr + row, mask=here, other=0.0) * scale / V
-        label = (tl.load(label_ptr + row, mask=here, other=-1) - first).to(tl.int32)
+        label = (tl.load(label_ptr + row, mask=here, other=-1) - shift).to(tl.int32)
         left, right = halves(z)
         for half in tl.static_range(2):
             z = left if half == 0 else right
             inner = n * BLOCK_V + half * (BLOCK_V // 2) + tl.arange(0, BLOCK_V // 2)
             inside = inner < width
             if HAS_BIAS:
-                z += tl.load(bias_ptr + first + inner, mask=inside, other=0.0)[None, :]
+                z += tl.load(bias_ptr + shift + inner, mask=inside, other=0.0)[None, :]
             z = z * scale
             if HAS_CAP:
                 z = capped(z, cap)
@@ -153,7 +172,9 @@ def gradients_kernel(
     de_aux_ptr,  # (N, D), the lower bits where SPLIT, else the accumulator
     index_ptr,  # (N,) int32, the compact row's place in dE
     rows_ptr,
-    wanted_ptr,
+    exact_ptr,
+    blocks_ptr,
+    listed_ptr,
     ticket_ptr,  # () int32, zeroed: the next tile
     first,
     width,
@@ -164,6 +185,8 @@ def gradients_kernel(
     WITH_DE: tl.constexpr,
     WITH_DC: tl.constexpr,
     ASK: tl.constexpr,
+    LISTED: tl.constexpr,
+    BLOCK: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -172,6 +195,8 @@ def gradients_kernel(
     PRECISION: tl.constexpr,
 ):
     rows = tl.load(rows_ptr)
+    if LISTED:
+        width = tl.load(listed_ptr) * BLOCK
     tiles_d = tl.cdiv(D, BLOCK_D)
     tiles_m = tl.cdiv(width, BLOCK_M)
     tiles_n = tl.cdiv(rows, BLOCK_M)
@@ -179,7 +204,7 @@ def gradients_kernel(
     tiles_e = tiles_n * tiles_d if WITH_DE else 0
     total = tiles_c + tiles_e
     if ASK:
-        if tl.load(wanted_ptr) == 0:
+        if (tl.load(exact_ptr) == 0) != LISTED:
             total = 0
     # A tile of dE sums over the slice, one of dC over the rows. They are handed out as programs
     # become free, the longer ones first, so that no program ends long after the others.
@@ -197,13 +222,15 @@ def gradients_kernel(
                     a = dz_cols_desc.load([k, m * BLOCK_M])
                     b = e_desc.load([k, n * BLOCK_D])
                     acc = dot(a.T, b, acc, UPCAST, PRECISION)
-                dc_desc.store([first + m * BLOCK_M, n * BLOCK_D], acc.to(dc_desc.dtype))
+                column = place(m * BLOCK_M, first, blocks_ptr, LISTED, BLOCK)
+                dc_desc.store([column, n * BLOCK_D], acc.to(dc_desc.dtype))
         else:
             if WITH_DE:
                 m, n = grouped_tile(inside, tiles_n, tiles_d, GROUP)
                 for k in range(0, width, BLOCK_K):
                     a = dz_rows_desc.load([m * BLOCK_M, k])
-                    b = c_desc.load([first + k, n * BLOCK_D])
+                    column = place(k, first, blocks_ptr, LISTED, BLOCK)
+                    b = c_desc.load([column, n * BLOCK_D])
                     acc = dot(a, b, acc, UPCAST, PRECISION)
                 row = m * BLOCK_M + tl.arange(0, BLOCK_M)
                 here = row < rows

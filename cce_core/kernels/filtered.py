@@ -1,10 +1,10 @@
 """Launch the filtered backward: few pairs exactly, the rest by their mean field.
 
 The order: count and list the kept pairs; weigh the tail, judge its error and take its products;
-then, round by round, the kept pairs' logits and dC; last dE, by row. If the error is too large, or
-the pairs, or one row's large entries, outgrow their buffers, the device asks for the exact
-backward, which the caller queues behind: it overwrites both gradients, and returns at once
-otherwise. The host never waits for the decision.
+the hot blocks; round by round, the kept pairs' logits and dC; last dE, by row. If the error is too
+large, or the pairs, or one row's large entries, outgrow their buffers, the device asks for the
+exact backward, which the caller queues behind: it overwrites both gradients, and returns at once
+otherwise. The host never waits.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,13 @@ import torch
 import triton
 
 from cce_core import observe
+from cce_core.kernels.dense import hot_gradients, hot_room
 from cce_core.kernels.judge import judge_kernel, signs_kernel
 from cce_core.kernels.launch import Logit, describe
 from cce_core.kernels.pairs import block_gradient_kernel, pair_logits_kernel, row_gradient_kernel
 from cce_core.kernels.plan import count_kernel, list_kernel, plan_kernel
 from cce_core.kernels.rows import Rows
-from cce_core.kernels.slices import Targets, Upstream
+from cce_core.kernels.slices import Listed, Targets, Upstream
 from cce_core.kernels.tail import tail_kernel
 from cce_core.kernels.tiling import interpreted
 
@@ -36,8 +37,9 @@ class Filter:
     entry_bar: float = 2.0**-13  # an entry's
     entries: int | None = None  # length of a row's list; None fills the budget
     big_entries: int = 192  # of these, slots for the large ones alone
-    density: float = 0.25  # the kept part of all pairs above which exact takes over
+    density: float = 0.25  # the listed part of all pairs above which exact takes over
     error_bar: float = 2.0**-7  # the estimated error of dE above which exact takes over, as for NaN
+    hot: float = 0.5  # the share of the rows above which a block is taken whole
     parts: int = 16  # dE is made in so many parts, which bounds its tail's scratch
 
     @classmethod
@@ -63,7 +65,9 @@ class Masses(NamedTuple):
 class Plan:
     """The kept pairs; all on the device."""
 
+    count: torch.Tensor  # (B,) int32, negative for the hot ones
     start: torch.Tensor  # (B + 1,) int32
+    hot: Listed
     exact: torch.Tensor  # () int32
     pair_row: torch.Tensor  # (slots,) int32
     owner: torch.Tensor  # (slots / PAIRS,) int32
@@ -125,6 +129,7 @@ def filtered_gradients(
     plan = _plan(job)
     weight, error = _weigh_tail(job, plan)
     mean = _block_means(logit.c, weight.to(logit.c.dtype), logit.tilings.block)
+    hot_gradients(rows, logit, upstream, targets, plan.hot, plan.exact)
     pull = _product(job.mass, rows.e) if targets.dc is not None else mean
     lists = _empty_lists(job)
     for turn in _rounds(rows, logit, targets.dc):
@@ -151,29 +156,41 @@ def _plan(job: _Job) -> Plan:
     blocks = job.mass.shape[0]
     pairs = tiles.pairs.block_n
     slots = (int(job.options.density * blocks * n) // pairs + blocks) * pairs
+
+    def integers(*size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.int32, device=device)
+
     plan = Plan(
-        start=torch.empty(blocks + 1, dtype=torch.int32, device=device),
+        count=integers(blocks),
+        start=integers(blocks + 1),
+        hot=Listed(integers(_hot_room(job, slots)), integers()),
         exact=job.masses.exact,
-        pair_row=torch.empty(slots, dtype=torch.int32, device=device),
-        owner=torch.empty(slots // pairs, dtype=torch.int32, device=device),
+        pair_row=integers(slots),
+        owner=integers(slots // pairs),
     )
-    counts = torch.empty(blocks, dtype=torch.int32, device=device)
     factor = torch.exp(job.masses.ref - job.lse)
     share = (job.mass, factor, job.g_lse, rows.labels, rows.count)
     bar = job.options.pair_bar
     sizes = {"BLOCK": tiles.block, "CHUNK": 64 if interpreted() else 1024}
-    count_kernel[(blocks,)](*share, counts, bar, n, **sizes)
+    count_kernel[(blocks,)](*share, plan.count, bar, n, **sizes)
     plan_kernel[(1,)](
-        counts,
+        plan.count,
         plan.start,
+        plan.hot.blocks,
+        plan.hot.count,
         plan.exact,
+        rows.count,
         blocks,
         slots,
+        _eligible(job),
+        len(plan.hot.blocks),
+        HOT=job.options.hot,
         PAIRS=pairs,
         SIZE=triton.next_power_of_2(blocks + 1),
     )
     list_kernel[(blocks,)](
         *share,
+        plan.count,
         plan.start,
         plan.exact,
         plan.pair_row,
@@ -184,6 +201,20 @@ def _plan(job: _Job) -> Plan:
         **sizes,
     )
     return plan
+
+
+def _eligible(job: _Job) -> int:
+    """Blocks that can be hot: whole ones, in front of what the first round's pool takes of dC."""
+    v, block = job.logit.c.shape[0], job.logit.tilings.block
+    return v // block if job.targets.dc is None else triton.cdiv(v, block) // 2
+
+
+def _hot_room(job: _Job, slots: int) -> int:
+    """How many can be: their dz lives while the tail's profile and the list of pairs do."""
+    n, d = job.rows.e.shape
+    item = job.rows.e.element_size()
+    taken = job.rows.e.nbytes + job.mass.nbytes + 4 * slots + len(job.mass) * d * item
+    return hot_room(n, job.logit.tilings.block, item, BYTES_PER_ROW * n - taken)
 
 
 def _weigh_tail(job: _Job, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
@@ -205,6 +236,7 @@ def _weigh_tail(job: _Job, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
         job.g_lse,
         job.g_label,
         job.mass,
+        plan.count,
         plan.exact,
         weight,
         sums,
@@ -359,6 +391,7 @@ def _block_gradient(
         job.rows.e,
         describe(dc, block, tiling.block_v),
         plan.pair_row,
+        plan.count,
         plan.start,
         *tail,
         job.unit,

@@ -5,9 +5,10 @@
     what a kept pair leaves unlisted, or finds no slot, joins the row's tail mass of that block
 
 dC[b] = sum over b's kept rows of dz^T E + weight (x) G[b], written once by its owner.
-dE[i] = sum over i's list of dz C[v] + tail, written once by its owner.
-Neither uses atomics on gradients. The order of a row's list, so the last bits of dE, may vary
-between runs. N rows, V vocabulary, D width, blocks b of BLOCK columns, chunks of PAIRS rows.
+dE[i] = sum over i's list of dz C[v] + tail, added once by its owner to what the hot blocks gave.
+Neither uses atomics on gradients. A hot block's dC is written elsewhere. The order of a row's list,
+so the last bits of dE, may vary between runs. N rows, V vocabulary, D width, blocks b of BLOCK
+columns, chunks of PAIRS rows.
 """
 
 # ruff: noqa: N803, D103, C901, PLR0912, PLR0915, SIM102 - Triton's language: constants are upper case,
@@ -157,6 +158,7 @@ def block_gradient_kernel(
     e_ptr,  # (N, D) contiguous
     dc_desc,  # (V, D), box (BLOCK, BLOCK_D)
     pair_row_ptr,
+    count_ptr,  # (B,) int32, negative for a hot block
     start_ptr,
     weight_ptr,  # (B * BLOCK,) fp32: a column's share of its block's tail
     pull_ptr,  # (B, D): G[b] = sum_i tail[b, i] E[i]
@@ -182,25 +184,26 @@ def block_gradient_kernel(
     for tile in range(tl.program_id(0), tiles, PROGRAMS):
         block = first_block + tile // tiles_d
         n = tile % tiles_d
-        start = tl.load(start_ptr + block)
-        stop = tl.load(start_ptr + block + 1)
-        col = n * BLOCK_D + tl.arange(0, BLOCK_D)
-        acc = tl.zeros((BLOCK, BLOCK_D), dtype=tl.float32)
-        for slot in range(start, stop, BLOCK_K):
-            dz = pool_desc.load([slot - base, 0])
-            row = tl.maximum(tl.load(pair_row_ptr + slot + tl.arange(0, BLOCK_K)), 0)
-            source = row.to(tl.int64) * D
-            if EVEN_D:
-                e = tl.load(e_ptr + source[:, None] + col[None, :])
-            else:
-                e = tl.load(
-                    e_ptr + source[:, None] + col[None, :], mask=(col < D)[None, :], other=0.0
-                )
-            acc = dot(dz.T, e, acc, UPCAST, PRECISION)
-        weight = tl.load(weight_ptr + block * BLOCK + tl.arange(0, BLOCK))
-        pull = tl.load(pull_ptr + block.to(tl.int64) * D + col, mask=col < D, other=0.0)
-        acc += weight[:, None] * pull.to(tl.float32)[None, :]
-        dc_desc.store([block * BLOCK, n * BLOCK_D], (acc * unit).to(dc_desc.dtype))
+        if tl.load(count_ptr + block) >= 0:
+            start = tl.load(start_ptr + block)
+            stop = tl.load(start_ptr + block + 1)
+            col = n * BLOCK_D + tl.arange(0, BLOCK_D)
+            acc = tl.zeros((BLOCK, BLOCK_D), dtype=tl.float32)
+            for slot in range(start, stop, BLOCK_K):
+                dz = pool_desc.load([slot - base, 0])
+                row = tl.maximum(tl.load(pair_row_ptr + slot + tl.arange(0, BLOCK_K)), 0)
+                source = row.to(tl.int64) * D
+                if EVEN_D:
+                    e = tl.load(e_ptr + source[:, None] + col[None, :])
+                else:
+                    e = tl.load(
+                        e_ptr + source[:, None] + col[None, :], mask=(col < D)[None, :], other=0.0
+                    )
+                acc = dot(dz.T, e, acc, UPCAST, PRECISION)
+            weight = tl.load(weight_ptr + block * BLOCK + tl.arange(0, BLOCK))
+            pull = tl.load(pull_ptr + block.to(tl.int64) * D + col, mask=col < D, other=0.0)
+            acc += weight[:, None] * pull.to(tl.float32)[None, :]
+            dc_desc.store([block * BLOCK, n * BLOCK_D], (acc * unit).to(dc_desc.dtype))
 
 
 @triton.jit
@@ -214,7 +217,7 @@ def row_gradient_kernel(
     rows_ptr,
     exact_ptr,
     unit_ptr,
-    de_ptr,  # (N, D)
+    de_ptr,  # (N, D), the hot blocks' share in
     first,  # the part's first row
     D,
     K,
@@ -244,4 +247,5 @@ def row_gradient_kernel(
         tail = tl.load(tail_ptr + here, mask=inside, other=0.0).to(tl.float32)
         total = (tl.sum(acc, 0) + tail) * tl.load(unit_ptr)
         target = tl.load(index_ptr + row).to(tl.int64) * D + col
+        total += tl.load(de_ptr + target, mask=inside, other=0.0).to(tl.float32)
         tl.store(de_ptr + target, total.to(de_ptr.dtype.element_ty), mask=inside)

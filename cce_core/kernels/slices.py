@@ -8,6 +8,7 @@ import torch
 from cce_core.kernels.exact import dlogits_kernel, gradients_kernel
 from cce_core.kernels.launch import Logit, describe
 from cce_core.kernels.rows import Rows
+from cce_core.kernels.tiling import Tiling
 
 BYTES_PER_ROW = 144 * 2**20 // 8192  # of scratch, in all
 SCRATCH_COLUMNS = 512  # of dz in scratch of its own, where dC is nearly written
@@ -67,13 +68,38 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class _Slice:
-    first: int
-    columns: int
-    dz: torch.Tensor
-    aux: torch.Tensor  # dE's lower bits, or its fp32 accumulator
-    wanted: torch.Tensor | None  # () int32: zero makes every launch return at once
+class Listed:
+    """Blocks of columns that the device chose."""
+
+    blocks: torch.Tensor  # (H,) int32
+    count: torch.Tensor  # () int32: how many of them there are
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Columns handled together: a run of them, or the listed blocks."""
+
+    dz: torch.Tensor  # (N, W)
+    aux: torch.Tensor  # dE's lower bits, or its accumulator
     ticket: torch.Tensor  # () int32, zero
+    exact: torch.Tensor | None  # () int32: 1 makes listed blocks return at once, 0 all others
+    first: int = 0
+    columns: int = 0
+    listed: Listed | None = None
+
+    def selection(self, block: int, unused: torch.Tensor) -> dict[str, object]:
+        """What tells both kernels which columns are meant, and when."""
+        listed = self.listed if self.listed is not None else Listed(unused, unused)
+        return {
+            "exact_ptr": self.exact if self.exact is not None else unused,
+            "blocks_ptr": listed.blocks,
+            "listed_ptr": listed.count,
+            "first": self.first,
+            "width": self.columns,
+            "ASK": self.exact is not None,
+            "LISTED": self.listed is not None,
+            "BLOCK": block,
+        }
 
 
 def exact_gradients(
@@ -101,16 +127,16 @@ def exact_gradients(
     slices = list(vocabulary_slices(scratch, None if alone else targets.dc, v))
     tickets = torch.zeros(len(slices), dtype=torch.int32, device=device)
     for (first, columns, dz), ticket in zip(slices, tickets, strict=True):
-        part = _Slice(first, columns, dz, aux, wanted, ticket)
-        _dlogits(rows, logit, upstream, part)
+        part = Slice(dz, aux, ticket, wanted, first, columns)
+        dlogits(rows, logit, upstream, part, logit.tilings.slices)
         if targets.dbias is not None:
             total = dz[:, :columns].sum(0, dtype=torch.float32)
             targets.dbias[first : first + columns] = total
-        _gradients(rows, logit, targets, part)
+        gradients(rows, logit, targets, part, logit.tilings.gradients)
 
 
-def _dlogits(rows: Rows, logit: Logit, upstream: Upstream, part: _Slice) -> None:
-    tiling = logit.tilings.slices
+def dlogits(rows: Rows, logit: Logit, upstream: Upstream, part: Slice, tiling: Tiling) -> None:
+    """Write the slice's dz."""
     programs = logit.programs * tiling.residency
     dlogits_kernel[(programs,)](
         describe(rows.e, tiling.block_n, tiling.block_d),
@@ -123,24 +149,21 @@ def _dlogits(rows: Rows, logit: Logit, upstream: Upstream, part: _Slice) -> None
         upstream.g_label,
         upstream.g_mean if upstream.g_mean is not None else upstream.lse,
         rows.count,
-        part.wanted if part.wanted is not None else rows.count,
-        part.first,
-        part.columns,
-        logit.c.shape[0],
-        rows.e.shape[1],
-        logit.scale,
-        logit.softcap or 1.0,
+        V=logit.c.shape[0],
+        D=rows.e.shape[1],
+        scale=logit.scale,
+        cap=logit.softcap or 1.0,
         HAS_MEAN=upstream.g_mean is not None,
-        ASK=part.wanted is not None,
         PROGRAMS=programs,
+        **part.selection(logit.tilings.block, rows.count),
         **logit.post(),
         **logit.common(),
         **tiling.constants(),
     )
 
 
-def _gradients(rows: Rows, logit: Logit, targets: Targets, part: _Slice) -> None:
-    tiling = logit.tilings.gradients
+def gradients(rows: Rows, logit: Logit, targets: Targets, part: Slice, tiling: Tiling) -> None:
+    """Add the slice's share to dE and write its rows of dC."""
     m, d, k = tiling.block_n, tiling.block_v, tiling.block_d
     with_de, with_dc = targets.de is not None, targets.dc is not None
     split = part.aux.dtype == torch.int8
@@ -155,22 +178,19 @@ def _gradients(rows: Rows, logit: Logit, targets: Targets, part: _Slice) -> None
         part.aux,
         rows.index,
         rows.count,
-        part.wanted if part.wanted is not None else rows.count,
-        part.ticket,
-        part.first,
-        part.columns,
-        rows.e.shape[1],
+        ticket_ptr=part.ticket,
+        D=rows.e.shape[1],
         IS_FIRST=part.first == 0,
-        IS_LAST=part.first + part.columns == logit.c.shape[0],
+        IS_LAST=part.listed is not None or part.first + part.columns == logit.c.shape[0],
         SPLIT=split,
         WITH_DE=with_de,
         WITH_DC=with_dc,
-        ASK=part.wanted is not None,
         BLOCK_M=m,
         BLOCK_D=d,
         BLOCK_K=k,
         GROUP=tiling.group,
         num_warps=tiling.warps,
         num_stages=tiling.stages,
+        **part.selection(logit.tilings.block, rows.count),
         **logit.common(),
     )

@@ -46,6 +46,7 @@ def tail_kernel(
     g_lse_ptr,
     g_label_ptr,
     tail_ptr,  # (B, N) bf16, the dropped masses
+    count_ptr,  # (B,) int32, negative for a block that is taken whole
     exact_ptr,
     weight_ptr,  # (B * BLOCK,) fp32, out
     sums_ptr,  # (2, S, K) fp32, zeroed: amiss and whole, over `scale`
@@ -73,6 +74,7 @@ def tail_kernel(
     whole = tl.zeros((SAMPLE, SIGNS), dtype=tl.float32)
     for tile in range(tl.program_id(0), blocks, PROGRAMS):
         block = tile + tl.zeros((), dtype=tl.int64)
+        hot = tl.load(count_ptr + tile) < 0
         z = tl.zeros((SAMPLE, BLOCK), dtype=tl.float32)
         seen = tl.zeros((BLOCK, SIGNS), dtype=tl.float32)
         for step in range(steps):
@@ -112,7 +114,8 @@ def tail_kernel(
                 dz = dz.to(tl.bfloat16)
             whole = dot(dz, view.T, whole, UPCAST, PRECISION)
             size = tl.abs(share)
-            left = tl.where((dropped[:, None] | (size <= bar)) & ~hit, size, 0.0)
+            left_out = (dropped[:, None] | (size <= bar)) & ~(hit | hot)
+            left = tl.where(left_out, size, 0.0)
             missing += tl.sum(left, 1)
             left = left * slope
             tl.store(weight_ptr + block * BLOCK + inner, tl.sum(left, 0))

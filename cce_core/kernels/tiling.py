@@ -44,6 +44,8 @@ class Tilings:
     logits: Tiling  # products over D, rows by vocabulary
     slices: Tiling  # the same with dz stored
     gradients: Tiling  # products over rows or vocabulary: (block_m, width, depth)
+    hot_logits: Tiling  # as slices, for listed blocks: a block wide
+    hot_gradients: Tiling  # as gradients, likewise
     pairs: Tiling  # logits of gathered rows
     scatter: Tiling  # dC from the gathered rows
     tail: Tiling  # blocks of columns by sampled rows
@@ -54,6 +56,8 @@ HOPPER = Tilings(
     logits=Tiling(128, 256, 64, 16, 8, 3, flatten=True),
     slices=Tiling(128, 256, 64, 16, 8, 3, flatten=True),
     gradients=Tiling(128, 256, 64, 16, 8, 4, flatten=False),
+    hot_logits=Tiling(256, 128, 64, 16, 8, 3, flatten=False),
+    hot_gradients=Tiling(128, 256, 64, 16, 8, 4, flatten=False),
     pairs=Tiling(64, 128, 64, 1, 4, 4, flatten=False, residency=2),
     scatter=Tiling(128, 256, 64, 1, 8, 2, flatten=False),
     tail=Tiling(128, 128, 64, 1, 8, 3, flatten=False),
@@ -61,12 +65,15 @@ HOPPER = Tilings(
 )
 BLACKWELL = replace(  # accumulators come back from tensor memory: more warps share their registers
     HOPPER,
+    hot_logits=Tiling(128, 128, 64, 16, 8, 3, flatten=False),
     pairs=Tiling(64, 128, 64, 1, 8, 4, flatten=False),
 )
 AMPERE = Tilings(
     logits=Tiling(128, 128, 32, 16, 8, 3, flatten=False),
     slices=Tiling(128, 128, 32, 16, 8, 3, flatten=False),
     gradients=Tiling(128, 128, 32, 16, 8, 3, flatten=False),
+    hot_logits=Tiling(128, 128, 32, 16, 8, 3, flatten=False),
+    hot_gradients=Tiling(128, 64, 32, 16, 8, 3, flatten=False),
     pairs=Tiling(64, 128, 32, 1, 8, 3, flatten=False),
     scatter=Tiling(128, 64, 32, 1, 8, 2, flatten=False),
     tail=Tiling(128, 128, 32, 1, 8, 3, flatten=False),
@@ -76,6 +83,8 @@ TINY = Tilings(
     logits=Tiling(16, 64, 16, 2, 4, 1, flatten=False),
     slices=Tiling(16, 32, 16, 2, 4, 1, flatten=False),
     gradients=Tiling(16, 32, 16, 2, 4, 1, flatten=False),
+    hot_logits=Tiling(16, 32, 16, 2, 4, 1, flatten=False),
+    hot_gradients=Tiling(16, 32, 16, 2, 4, 1, flatten=False),
     pairs=Tiling(16, 32, 16, 1, 4, 1, flatten=False),
     scatter=Tiling(32, 32, 16, 1, 4, 1, flatten=False),
     tail=Tiling(32, 16, 16, 1, 4, 1, flatten=False),

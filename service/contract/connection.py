@@ -1,5 +1,6 @@
 """Open Redis, change it in transactions, and turn its absence into the one error callers know."""
 
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -8,8 +9,14 @@ from typing import TypeVar
 
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    WatchError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError, WatchError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -18,6 +25,7 @@ from service.contract.errors import Unavailable
 from service.contract.settings import Settings
 
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 SOCKET_TIMEOUT_S = 5.0
 # A writer that loses every one of these races is one of hundreds: it had better come back later.
 _TRIES = 100
@@ -43,6 +51,37 @@ def connect(settings: Settings, timeout_s: float = SOCKET_TIMEOUT_S) -> Redis:
         # Once: the pool may hold connections from before a restart of Redis.
         retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
     )
+
+
+class AccessRefused(Exception):
+    """Redis answers, and lets nobody in with the credentials of the settings."""
+
+
+def check_access(settings: Settings) -> None:
+    """Find out at the start whether Redis takes our password: later, it only seems to be away.
+
+    A Redis that does not answer may yet come; the log is told.
+
+    Raises:
+        AccessRefused: It does not take the password, or wants one.
+    """
+    with connect(settings) as redis:
+        try:
+            redis.ping()
+        except AuthenticationError as error:
+            why = _refusal(settings, redis, error)
+            raise AccessRefused(f"Redis at {settings.redis_address} {why}") from error
+        except (RedisConnectionError, RedisTimeoutError) as error:
+            _LOG.warning("Redis at %s does not answer yet: %s", settings.redis_address, error)
+
+
+def _refusal(settings: Settings, redis: Redis, error: AuthenticationError) -> str:
+    if settings.redis_password_file is not None:
+        return f"refuses the password in {settings.redis_password_file}: {error}"
+    if redis.connection_pool.connection_kwargs.get("password"):
+        return f"refuses the password in HEADROOM_REDIS_URL: {error}"
+    # What Redis itself says here is about a command that nobody sent knowingly.
+    return "wants a password; HEADROOM_REDIS_PASSWORD_FILE names none."
 
 
 @contextmanager

@@ -15,6 +15,8 @@
     worker:{name}            STRING  a LiveWorker as JSON; expires when the worker is silent
     workers:live             ZSET    names of workers, scored by when they count as gone, in ms
     dedupe:{org}:{key}       STRING  the job that a create with this key or body made; expires
+    jobs:tally               HASH    how many jobs there are in each status
+    tally:{distribution}     HASH    what ended jobs measured, by labels and bucket: see `tally.py`
 
 No prefix followed by an id, which may come from a caller, is a key of another type. Celery keeps
 its own keys (the queues' names are in `queue.py`) in the same database.
@@ -24,6 +26,7 @@ ACTIVE = "jobs:active"
 WAITING = "jobs:waiting"
 EXPIRING = "files:expiring"
 WORKERS = "workers:live"
+JOB_TALLY = "jobs:tally"
 
 
 def job(job_id: str) -> str:
@@ -69,3 +72,8 @@ def worker(name: str) -> str:
 def dedupe(org: str, key: str) -> str:
     """STRING that names the job a create request has already made."""
     return f"dedupe:{org}:{key}"
+
+
+def distribution(name: str) -> str:
+    """HASH of the buckets of a distribution."""
+    return f"tally:{name}"

@@ -2,7 +2,6 @@
 
 import re
 from fnmatch import fnmatchcase
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
@@ -13,6 +12,7 @@ from service.contract.connection import available
 from service.contract.errors import NotFound
 from service.contract.index import batches
 from service.contract.settings import Settings
+from service.contract.spec import Trained
 
 # Whatever the patterns allow: what is loaded by this name must not lead into a file system.
 _HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
@@ -44,7 +44,7 @@ class ModelRecord(BaseModel):
     created_at: int
     base: str
     job_id: str
-    kind: Literal["full", "lora"]
+    kind: Trained
     path: str
     step: int | None = None
     files: list[ModelFile]

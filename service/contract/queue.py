@@ -5,7 +5,7 @@ A message is a hint. Losing one costs a reaper's interval, a second one is refus
 
 import json
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 from urllib.parse import quote, urlsplit
 
 from celery import Celery
@@ -67,6 +67,11 @@ class Queue:
     def waiting(self, queue: QueueName) -> set[str]:
         """Ids of the jobs with a message in `queue`."""
         return {job_id for job_id in map(_job_id, self._messages(queue)) if job_id is not None}
+
+    def depths(self) -> dict[QueueName, int]:
+        """How many messages wait in each queue."""
+        with available():
+            return {queue: self._redis.llen(queue) for queue in get_args(QueueName)}
 
     def _messages(self, queue: QueueName) -> Iterator[str]:
         """The messages in a queue, newest first, a portion at a time.

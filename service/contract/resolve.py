@@ -5,6 +5,8 @@ batch_size                   a 500th of the examples, between 1 and 16, in whole
 micro_batch_size             as `batching.py` says; on CPU all of the batch, on CUDA what fits of it
 gradient_accumulation_steps  as many as the micro-batches of a batch
 learning_rate                2e-5 in full, 2e-4 with LoRA, times learning_rate_multiplier
+device                       cuda or cpu, whichever the job runs on
+trained                      full, or lora: with a new adapter, or on a model that is one
 max_seq_length               the model's context, at most 4096
 dtype                        bfloat16 on CUDA, float32 on CPU
 gradient_checkpointing       on CUDA
@@ -18,10 +20,11 @@ from typing import Any
 
 from service.contract.batching import batching
 from service.contract.errors import JobFailure
-from service.contract.spec import JobSpec, ResolvedOptions
+from service.contract.spec import JobSpec, ResolvedOptions, Trained
 
 _MAX_AUTO_CONTEXT = 4096
 _NO_LIMIT = 1 << 20
+_RATES: dict[Trained, float] = {"full": 2e-5, "lora": 2e-4}
 
 
 def sequence_length(spec: JobSpec, context: int | None) -> int:
@@ -46,6 +49,7 @@ def resolve(
     max_seq_length: int,
     *,
     cuda: bool,
+    on_adapter: bool,
     max_micro_batch_size: int | None = None,
 ) -> ResolvedOptions:
     """The values that the trainer uses for a dataset of `rows` sequences.
@@ -55,6 +59,7 @@ def resolve(
         rows: Sequences in the training data.
         max_seq_length: What `sequence_length` found.
         cuda: Whether the job runs on CUDA.
+        on_adapter: Whether the model is itself an adapter, which the job goes on training.
         max_micro_batch_size: The most sequences at once; the effective batch stays, in more
             micro-batches, of which the last may be smaller.
     """
@@ -64,18 +69,20 @@ def resolve(
     epochs = _or(asked.n_epochs, 1 if rows >= 50_000 else 2 if rows >= 10_000 else 3)
     total = epochs * -(-rows // batch)
     multiplier = _or(asked.learning_rate_multiplier, 1.0)
-    rate = (2e-4 if options.adapter else 2e-5) * multiplier
+    trained: Trained = "lora" if on_adapter or options.adapter else "full"
     dtype = _or(options.dtype, "bfloat16" if cuda else "float32")
     implementation = options.loss.implementation
     if implementation == "auto":
         implementation = "triton" if cuda and dtype == "bfloat16" else "blocked"
     return ResolvedOptions(
+        device="cuda" if cuda else "cpu",
+        trained=trained,
         batch_size=batch,
         micro_batch_size=micro,
         gradient_accumulation_steps=-(-batch // micro),
         n_epochs=epochs,
         learning_rate_multiplier=multiplier,
-        learning_rate=_or(options.learning_rate, rate),
+        learning_rate=_or(options.learning_rate, _RATES[trained] * multiplier),
         max_seq_length=max_seq_length,
         gradient_checkpointing=_or(options.gradient_checkpointing, cuda),
         dtype=dtype,

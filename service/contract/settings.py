@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -46,6 +47,12 @@ class Settings(BaseSettings):
                 f"{self.lease_s / 2}: one late heartbeat must not lose a job."
             )
         return self
+
+    @property
+    def redis_address(self) -> str:
+        """The Redis URL without what may be secret in it: for people to read."""
+        url = urlsplit(self.redis_url)
+        return url._replace(netloc=url.netloc.rpartition("@")[2], query="").geturl()
 
     def redis_password(self) -> SecretStr | None:
         """The password in `redis_password_file`, or None where the URL carries all there is."""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
+from service.contract.device import DeviceKind
 from service.contract.memory import LossName
 
 Auto = Literal["auto"]
@@ -15,6 +16,7 @@ LrScheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 DtypeName = Literal["float32", "bfloat16"]
 LossImplementation = Literal["auto", "reference", "blocked", "triton"]
 LossPreset = Literal["default", "exact"]
+Trained = Literal["full", "lora"]
 Purpose = Literal["fine-tune", "fine-tune-results"]
 DataFormat = Literal["chat", "text"]
 _ModuleName = Annotated[str, Field(min_length=1, max_length=256)]
@@ -32,7 +34,8 @@ class Hyperparameters(Options):
     batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = Field(
         "auto", description="Sequences per optimizer step. auto: see `max_auto_batch_size`."
     )
-    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0)] = Field(
+    # The wire format has no bounds; within these, the rate stays in the range of `learning_rate`.
+    learning_rate_multiplier: Auto | Annotated[float, Field(ge=1e-3, le=1e3)] = Field(
         "auto", description="Factor on the automatic learning rate. auto: 1."
     )
     n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = Field(
@@ -150,8 +153,15 @@ class JobSpec(Options):
 
 
 class ResolvedOptions(Options):
-    """The values that the trainer uses, every "auto" resolved; echoed on the job."""
+    """The values that the trainer uses, every "auto" resolved; echoed on the job.
 
+    Attributes:
+        device: What the job runs on.
+        trained: All weights, or an adapter: a new one, or the one that the job's model is.
+    """
+
+    device: DeviceKind
+    trained: Trained
     batch_size: PositiveInt
     micro_batch_size: PositiveInt
     gradient_accumulation_steps: PositiveInt

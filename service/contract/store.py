@@ -14,7 +14,7 @@ from typing import Any
 from redis import Redis
 
 from service.contract import events as event_stream
-from service.contract import index, keys, rules
+from service.contract import index, keys, rules, tally
 from service.contract.commands import Pipe
 from service.contract.connection import transaction
 from service.contract.errors import Conflict
@@ -73,6 +73,7 @@ class Store(Records):
             pipe.hset(key, mapping=encode(record.model_dump(mode="json")))
             index.add(pipe, keys.org_index(record.org, "jobs"), record.id)
             pipe.sadd(keys.ACTIVE, record.id)
+            tally.created(pipe, record)
             event_stream.append(pipe, record.id, event)
             if dedupe_s:
                 pipe.set(slot, record.id, ex=dedupe_s)
@@ -270,6 +271,7 @@ class Store(Records):
         pipe.hset(keys.job(record.id), mapping=encode(changed))
         if after.status is not record.status:
             _move(pipe, after)
+            tally.moved(pipe, record.status, after)
         if event is not None:
             event_stream.append(pipe, record.id, event)
         return after

@@ -10,7 +10,8 @@ from service.auth import make_key
 from service.contract.settings import Settings
 from service.contract.store import Store
 from tests.browser.conftest import Server, serving
-from tests.browser.job_scene import LEDGER, TOTAL_STEPS, SceneJob, train_loss
+from tests.support.job_scene import SceneJob, train_loss
+from tests.support.measured import LEDGER, MIB, MICRO_BATCH, SCORED, TOTAL_STEPS
 from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.browser
@@ -73,6 +74,57 @@ def test_the_ledger_as_bars(page: Page, server: Server, job: SceneJob) -> None:
     assert widths[2] / widths[0] == pytest.approx(sizes[2] / sizes[0], rel=0.02)
     page.get_by_text("log", exact=True).click()
     assert layer.locator(".bar").nth(2).bounding_box()["width"] > 2 * widths[2]
+
+
+def test_the_prediction_and_what_came_of_it(page: Page, server: Server, job: SceneJob) -> None:
+    page.goto(f"{server.url}/#{job.id}")
+    shown = page.locator("#prediction")
+    expect(shown).to_have_text("Predicted before training begins.")
+    job.settle(MICRO_BATCH)
+    expect(shown.locator(".bars > div")).to_have_count(1)
+    expect(shown).to_contain_text("predicted824.0 MiB")
+    expect(shown).not_to_contain_text("memory was predicted")
+    expect(shown).to_contain_text("4 of 256 tokens takes the most, at its last layer")
+    expect(shown).to_contain_text("weights 120.0 MiB, optimizer 240.0 MiB")
+    expect(shown).not_to_contain_text("optimizer step")  # which takes nothing
+    expect(shown).not_to_contain_text("attention")  # which is among the activations
+    job.score()
+    expect(shown.locator(".bars > div")).to_have_count(2)
+    expect(shown.locator(".bars .own")).to_contain_text("measured800.0 MiBCPU allocator events")
+    expect(shown).to_contain_text("3.0 % too much memory was predicted")
+    widths = [bar.bounding_box()["width"] for bar in shown.locator(".bar").all()]
+    assert widths[1] / widths[0] == pytest.approx(800 / 824, rel=0.02)
+    job.score(SCORED.model_copy(update={"measured_bytes": 900 * MIB, "error": 824 / 900 - 1}))
+    expect(shown).to_contain_text("8.4 % too little memory was predicted")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, ["4", "the most of the batch that fit", "4.0", "with full logits, 1 (tried)"]),
+        (
+            {"size": 1, "chosen_by": "out_of_memory", "full_logits": 0, "multiple": None},
+            ["1 sequence at once: halved", "with full logits not one fits (tried)"],
+        ),
+        (
+            {"chosen_by": "request", "full_logits": 2, "multiple": 2.0, "provenance": "modelled"},
+            ["4 sequences at once: as asked for", "2.0", "with full logits, 2 (predicted)"],
+        ),
+        (
+            {"chosen_by": "rule", "full_logits": None, "multiple": None},
+            ["4 sequences at once: the whole batch"],
+        ),
+    ],
+)
+def test_the_micro_batch_and_why(
+    page: Page, server: Server, job: SceneJob, changes: dict[str, object], told: list[str]
+) -> None:
+    job.settle(MICRO_BATCH.model_copy(update=changes))
+    page.goto(f"{server.url}/#{job.id}")
+    for text in told:
+        expect(page.locator("#prediction .savings")).to_contain_text(text)
+    if changes.get("full_logits", 1) is None:
+        expect(page.locator("#prediction")).not_to_contain_text("full logits")
 
 
 def test_values_of_the_curve_at_the_pointer_and_by_keys(

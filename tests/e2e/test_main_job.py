@@ -14,6 +14,7 @@ import pytest
 import torch
 from openai import AsyncOpenAI, OpenAI
 from openai.types.fine_tuning import FineTuningJob
+from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from service.stack import Stack
@@ -228,6 +229,21 @@ def test_what_a_job_would_need_is_known_before_it_runs(
     (device,) = estimate["devices"]
     assert device["fits"] is True
     assert device["workers"]
+
+
+def test_what_the_job_measured_is_exported(stack: Stack, trained: FineTuningJob) -> None:
+    text = httpx.get(f"{stack.url}/metrics").raise_for_status().text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    jobs = {sample.labels["status"]: sample.value for sample in families["headroom_jobs"].samples}
+    assert jobs["succeeded"] >= 1
+    baselines = {saving["baseline"] for saving in trained.model_extra["memory"]["savings"]}
+    for name, labels in [
+        ("headroom_estimate_error_ratio", [{}]),
+        ("headroom_loss_layer_saving_ratio", [{"baseline": each} for each in baselines]),
+    ]:
+        found = [each.labels for each in families[name].samples if each.labels.get("le") == "+Inf"]
+        for wanted in labels:
+            assert any({**wanted, "trained": "full"}.items() <= each.items() for each in found)
 
 
 def _check_results(client: OpenAI, files: list[str]) -> None:

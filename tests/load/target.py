@@ -11,7 +11,8 @@ from service.contract.connection import connect
 from service.contract.store import Store
 from service.redis_server import start_redis
 from service.settings import ServiceSettings
-from tests.browser.job_scene import TOTAL_STEPS, SceneJob
+from tests.support.job_scene import SceneJob
+from tests.support.measured import TOTAL_STEPS
 from tests.support.process import served
 
 # As often as a worker writes progress (`progress_interval_s` of its settings).

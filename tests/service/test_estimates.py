@@ -251,6 +251,7 @@ def test_a_tuned_model_is_as_large_as_its_base(
     answer = ask(http, {**body, "model": "ft:adapter"})
     assert answer["parameters"] == PARAMETERS
     assert answer["trained_parameters"] == 16 * 4 * (2048 + 2048)
+    assert only(answer)["resolved"]["learning_rate"] == 2e-4
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from service.contract.job import JobError, JobStatus
 from service.contract.models import Models
 from service.contract.storage import Storage
 from service.contract.store import Store
-from tests.browser.job_scene import LEDGER
 from tests.service.contract.support import EVENT, create
 from tests.service.support import CHAT, start, tuned_model
+from tests.support.measured import LEDGER
 from tests.support.stack import TINY
 
 Run = Callable[..., Result]

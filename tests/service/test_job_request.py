@@ -85,7 +85,8 @@ HYPERPARAMETERS: list[tuple[str, Any]] = [
     ("batch_size", 0),
     ("batch_size", 257),
     ("batch_size", 1.5),
-    ("learning_rate_multiplier", 0),
+    ("learning_rate_multiplier", 5e-324),
+    ("learning_rate_multiplier", 1e9),
     ("learning_rate_multiplier", "2"),
 ]
 
@@ -142,12 +143,15 @@ def test_the_param_leads_to_the_value(
 
 
 @pytest.mark.parametrize(("name", "value"), HYPERPARAMETERS)
-def test_hyperparameters_have_the_ranges_of_the_wire_format(
+def test_a_hyperparameter_out_of_its_range_is_refused_by_its_name(
     http: httpx.Client, body: dict[str, Any], name: str, value: Any
 ) -> None:
     hyperparameters = {name: value}
     method = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
-    error = error_of(http.post(JOBS, json={**body, "method": method}))
+    answer = http.post(JOBS, json={**body, "method": method})
+    error = error_of(answer)
+    assert answer.status_code == 400
+    assert error["code"] in {"invalid_value", "invalid_type"}
     assert error["param"] == f"method.supervised.hyperparameters.{name}"
     error = error_of(http.post(JOBS, json={**body, "hyperparameters": hyperparameters}))
     assert error["param"] == f"hyperparameters.{name}"

@@ -184,6 +184,19 @@ def test_a_job_takes_every_model_that_may_be_tuned(
     assert (answer.status_code, answer.json()["model"]) == (201, model)
 
 
+@pytest.mark.parametrize("route", ["jobs", "comparisons", "estimate"])
+def test_an_adapter_on_an_adapter_is_refused(
+    http: httpx.Client, models: Models, storage: Storage, body: dict[str, Any], route: str
+) -> None:
+    models.add(tuned_model(storage, "ft:adapter", kind="lora"))
+    models.add(tuned_model(storage, "ft:full"))
+    body["adapter"] = {"type": "lora"}
+    error = error_of(http.post(f"/v1/fine_tuning/{route}", json={**body, "model": "ft:adapter"}))
+    assert (error["param"], error["code"]) == ("adapter", "unsupported_model")
+    assert _count(http) == 0
+    assert _create(http, {**body, "model": "ft:full"}).status_code == 201
+
+
 def test_queue_positions_of_a_list(client: openai.OpenAI, store: Store, training_file: str) -> None:
     made = [submit(client, training_file, suffix=f"s{n}").id for n in range(3)]
     enqueue(store, made[2])

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.redis_server import start_redis
 from service.settings import ServiceSettings
 from tests.support.process import environment, served
 
@@ -50,6 +51,30 @@ def test_it_does_not_serve_other_machines_without_keys(service_settings: Service
     assert done.returncode == 1
     assert done.stderr.startswith("Without API keys the server binds to loopback only")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("program", [["service", "--port", "0"], ["worker"]])
+def test_it_does_not_start_with_a_password_that_redis_refuses(
+    tmp_path: Path, program: list[str]
+) -> None:
+    server = start_redis(tmp_path / "redis", tmp_path / "log")
+    (tmp_path / "wrong").write_text("s3cret")
+    settings = ServiceSettings(redis_url=server.url, redis_password_file=tmp_path / "wrong")
+    done = subprocess.run(
+        [sys.executable, "-m", *program],
+        env=os.environ | environment(settings),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    server.part.terminate()
+    server.part.join(10)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        f"Redis at {server.url} refuses the password in {tmp_path / 'wrong'}: "
+    )
+    assert "s3cret" not in done.stderr
 
 
 def test_it_does_not_start_with_a_file_of_keys_that_is_none(

@@ -15,9 +15,9 @@ from service.contract.models import Models
 from service.contract.storage import Storage
 from service.contract.store import Store
 from service.settings import ServiceSettings
-from tests.browser.job_scene import LEDGER, RECEIPT, RESOLVED
 from tests.service.contract.support import EVENT, checkpoint, create, file_record
 from tests.service.support import CHAT, start, tuned_model
+from tests.support.measured import LEDGER, RECEIPT, RESOLVED
 from tests.support.server import serve
 
 # What the example of the document names; here, both are there.

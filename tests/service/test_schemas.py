@@ -17,8 +17,8 @@ from service.contract.job import (
 )
 from service.contract.spec import Hyperparameters, TrainingOptions
 from service.schemas import Job, JobCheckpoint, Listing, MetricPoint
-from tests.browser.job_scene import LEDGER, RECEIPT, RESOLVED
 from tests.service.contract.support import record
+from tests.support.measured import LEDGER, RECEIPT, RESOLVED
 
 FULL: dict[str, Any] = {
     "token": 5,

@@ -35,6 +35,8 @@ from worker.events import (
 )
 
 OPTIONS = ResolvedOptions(
+    device="cpu",
+    trained="full",
     batch_size=4,
     micro_batch_size=2,
     gradient_accumulation_steps=2,
@@ -78,7 +80,7 @@ RECEIPT = NumericsReceipt(
 )
 PHASES = StepPhases(steps=3, data=0.1, forward=0.2, loss=0.3, backward=0.4, optimizer=0.5)
 MICRO_BATCH = MicroBatch(
-    size=6, chosen_by="probe", full_logits=2, provenance="measured", multiple=3.0
+    size=6, chosen_by="probe", full_logits=2, provenance="measured", multiple=3.0, device="H200"
 )
 ESTIMATE = JobEstimate(
     micro_batch_size=6,

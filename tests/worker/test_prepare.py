@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from service.contract.errors import JobFailure
+from service.contract.estimate.record import MicroBatch
 from service.contract.job import Checkpoint, new_id
 from service.contract.models import ModelRecord
 from tests.worker.support import ORG, Deployment
@@ -109,6 +110,18 @@ def test_the_spec_is_the_jobs(stored: Deployment, workdir: Path) -> None:
     assert (spec.mode, spec.job_id, spec.workdir) == ("validate", job_id, workdir)
     assert spec.job == stored.store.get(job_id).spec
     assert (spec.validation, spec.base_model, spec.resume_from) == (None, None, None)
+
+
+def test_what_an_earlier_attempt_settled_is_passed_on(stored: Deployment, workdir: Path) -> None:
+    job_id = stored.create()
+    assert prepare(stored, workdir, job_id)[1].settled is None
+    choice = MicroBatch(
+        size=6, chosen_by="probe", full_logits=2, provenance="measured", multiple=3.0, device="H200"
+    )
+    stored.lose(job_id)
+    stored.store.update(stored.hold(job_id).claim, None, micro_batch=choice)
+    stored.lose(job_id)
+    assert prepare(stored, workdir, job_id)[1].settled == choice
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda", "cpu"])

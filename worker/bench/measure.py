@@ -23,7 +23,7 @@ from worker.bench.models import Subject, build
 from worker.training import device as device_of
 from worker.training.allocator import OutOfMemory, peak_of
 from worker.training.batches import Batch
-from worker.training.memory import losses_of
+from worker.training.losses import losses_of
 from worker.training.model import hidden_states
 from worker.training.probe import Probe, cuda_limit
 

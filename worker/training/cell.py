@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch.nn import functional
@@ -65,6 +66,14 @@ class Bench:
                 weight.copy_(first)
         run.optimizer.restart(self.session.resolved.learning_rate)
         checkpoint.seed_everything(self.session.spec.job.seed)
+
+    @classmethod
+    def of(cls, session: Session, steps: int, largest: int) -> Self:
+        """A bench for cells of so many steps, of at most `largest` sequences each."""
+        seen = stream(session, 0, steps * largest)
+        length = max(sum(len(example.input_ids) for example in row) for row in seen)
+        weights = checkpoint.trainable(session.run.model)
+        return cls(session, steps, length, [w.detach().to("cpu", copy=True) for w in weights])
 
     @property
     def held_bytes(self) -> int:
@@ -139,14 +148,10 @@ def _trained(bench: Bench, cell: Cell, tell: Tell) -> Cell | OutOfMemory:
 def _step(bench: Bench, batch: Batch, loss: Baseline) -> float:
     """One optimizer step on one batch; its mean loss."""
     session = bench.session
-    optimizer = session.run.optimizer
     total = loss(hidden_states(session.model, batch), session.model.head, batch.labels)
     mean = total / batch.supervised
     torch.autograd.backward(mean)
-    optimizer.take_gradients()
-    torch.nn.utils.clip_grad_norm_(optimizer.masters, session.spec.job.options.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    session.run.optimizer.apply_gradients(session.spec.job.options.max_grad_norm)
     return float(mean.detach())
 
 
@@ -169,13 +174,13 @@ def _loss(bench: Bench, name: LossName) -> Baseline:
 
 def _why_not(bench: Bench, name: LossName, size: int) -> str | None:
     """Why a cell is not tried: nobody compiles on a CPU, whose memory must last for others too."""
-    device, vocabulary = bench.session.device, bench.session.model.head.weight.shape[0]
-    if name == "compiled_full_logits" and device.type != "cuda":
+    if name == "compiled_full_logits" and bench.session.device.type != "cuda":
         return "It is compiled on CUDA alone."
     if name == "full_logits":
-        needed = full_logits.too_large(size * (bench.length - 1), vocabulary, device)
-        if needed is not None:
-            return f"Its logits take about {needed:,} bytes, too much of what is free on this CPU."
+        figure = full_logits.too_large(size * (bench.length - 1), bench.session.model.head)
+        if figure is not None:
+            needed = f"{figure.bytes:,} bytes"
+            return f"Its logits take about {needed}, too much of what is free on this CPU."
     return None
 
 

@@ -5,10 +5,9 @@ from typing import get_args
 from service.contract.comparison import Cell
 from service.contract.memory import LossName
 from worker.events import Message, RunSpec
-from worker.training import cell, checkpoint, comparison_report, device
-from worker.training.cell import Bench, stream
+from worker.training import cell, comparison_report, device
+from worker.training.cell import Bench
 from worker.training.reporter import Reporter
-from worker.training.session import Session
 from worker.training.trainer import open_session
 
 _GIB = 2**30
@@ -26,7 +25,7 @@ def compare(spec: RunSpec, reporter: Reporter) -> None:
         if asked.losses == "auto"
         else asked.losses
     )
-    bench = _bench(session, asked.steps, max(asked.batch_sizes))
+    bench = Bench.of(session, asked.steps, max(asked.batch_sizes))
     reporter.phase("training")
     plan = [(loss, size) for size in asked.batch_sizes for loss in losses]
     cells = [_measured(bench, at, len(plan), *each) for at, each in enumerate(plan)]
@@ -34,13 +33,6 @@ def compare(spec: RunSpec, reporter: Reporter) -> None:
     folder = spec.workdir / "result"
     folder.mkdir()
     reporter.send(comparison_report.write(bench, with_differences(cells), folder))
-
-
-def _bench(session: Session, steps: int, largest: int) -> Bench:
-    seen = stream(session, 0, steps * largest)
-    length = max(sum(len(example.input_ids) for example in row) for row in seen)
-    weights = checkpoint.trainable(session.run.model)
-    return Bench(session, steps, length, [w.detach().to("cpu", copy=True) for w in weights])
 
 
 def _measured(bench: Bench, at: int, count: int, loss: LossName, size: int) -> Cell:

@@ -54,7 +54,7 @@ class Loop:
         while position.step < total:
             started = time.perf_counter()
             clock.start_step()
-            point = self.meter.around(position.step, partial(self._step, clock))
+            point = self.meter.around(position.step, partial(self.step, clock))
             self._report(point, time.perf_counter() - started)
             if phases := clock.result():
                 session.reporter.send(Phases(phases=phases))
@@ -66,7 +66,7 @@ class Loop:
         self._evaluate(full=True)
         self._checkpoint()
 
-    def _step(self, clock: StepClock) -> Point:
+    def step(self, clock: StepClock) -> Point:
         """One optimizer step over all its micro-batches; the host waits once, for its sums."""
         session, position = self.session, self.position
         with clock.phase("data"):
@@ -103,12 +103,9 @@ class Loop:
         """Move the weights by the gradients that have been summed up; the rate at which."""
         run, options = self.session.run, self.session.spec.job.options
         rate: float = run.scheduler.get_last_lr()[0]
-        run.optimizer.take_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(run.optimizer.masters, options.max_grad_norm)
+        norm = run.optimizer.apply_gradients(options.max_grad_norm)
         _insist_finite(float(norm), "norm of the gradient", self.position.step + 1)
-        run.optimizer.step()
         run.scheduler.step()
-        run.optimizer.zero_grad(set_to_none=True)
         return rate
 
     @property

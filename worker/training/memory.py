@@ -3,20 +3,23 @@
 The loss layer is measured on the batch's hidden states: peak of its forward and backward above the
 inputs and the gradients themselves. The step is a whole forward and backward pass of the model as
 in the midst of gradient accumulation: every weight has its gradient already, and the peak is above
-them. A baseline that is too large to try on this CPU is modelled: `three_logits`, 3 N V float32
-(logits, log-probabilities, their gradient) for N positions.
+them. Full logits that are too large to try on this CPU are modelled, as `full_logits` has it.
 
-On CUDA the step is measured at half the micro-batch too, for what `fit` makes of it. Steps cost
-time: the ledger takes one to warm up, and one and a half for each loss.
+On CUDA the step is measured at half the micro-batch too, for what `fit` makes of it.
+
+What that costs: a step to warm up, and one and a half for each loss, whatever the job. To compile
+takes much longer than a step, so it is done only where the whole ledger is expected to stay within
+2 % of the passes that the job is to do; in a shorter job compiled logits are modelled.
 """
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from cce_core import LossConfig, baselines
+from cce_core import LossConfig
 from cce_core.models import Split
 from service.contract.memory import Figure, LossMemory, LossName, MemoryLedger
 from worker.training import device as device_of
@@ -24,13 +27,15 @@ from worker.training import full_logits
 from worker.training.allocator import OutOfMemory, Peak, peak_of
 from worker.training.batches import Batch
 from worker.training.fit import largest_batch
+from worker.training.losses import Loss, losses_of
 from worker.training.model import hidden_states
 from worker.training.savings import savings
 
 # Compiled for one shape: another micro-batch would compile again.
-_ONE_SHAPE: frozenset[LossName] = frozenset({"compiled_full_logits"})
-# Hidden states (B, T, D) and labels (B, T) to the summed loss, a scalar.
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+_COMPILED: frozenset[LossName] = frozenset({"compiled_full_logits"})
+_SHARE = 0.02
+# Of torch.compile, where nothing was compiled before.
+_COMPILE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,19 @@ class Bench:
         """Sequences of the micro-batch."""
         return len(self.batch.input_ids)
 
+    @property
+    def predictions(self) -> int:
+        """Rows of logits, those that don't count included."""
+        return self.batch.labels[:, 1:].numel()
+
 
 def measure(
-    model: Split, batch: Batch, config: LossConfig, *, optimizer_bytes: int = 0
+    model: Split,
+    batch: Batch,
+    config: LossConfig,
+    *,
+    passes: int,
+    optimizer_bytes: int = 0,
 ) -> MemoryLedger:
     """Run every loss on `batch`, and say what ours saves against each baseline.
 
@@ -69,11 +84,13 @@ def measure(
         model: The job's model, on its device.
         batch: A micro-batch there.
         config: How ours is computed.
+        passes: Micro-batches that the job is to train on: what the ledger's time is a share of.
         optimizer_bytes: What the optimizer has still to allocate.
 
     Raises:
         torch.OutOfMemoryError: Not even the model itself fits with this micro-batch.
     """
+    started = time.perf_counter()
     losses = losses_of(model, config)
     with _as_in_training(model):
         with torch.no_grad():
@@ -81,7 +98,7 @@ def measure(
         bench = Bench(model, batch, hidden, _room(hidden.device, optimizer_bytes))
         if bench.room is not None:
             _step(bench, losses["cce"], bench.size)
-        entries = [_entry(bench, name, loss) for name, loss in losses.items()]
+        entries = _entries(bench, losses, passes, started)
     weight = model.head.weight
     return MemoryLedger(
         device=device_of.name(weight.device),
@@ -96,24 +113,6 @@ def measure(
         losses=entries,
         savings=savings(entries),
     )
-
-
-def losses_of(model: Split, config: LossConfig) -> dict[LossName, Loss]:
-    """Each loss on the model's head, by its name; ours as `config` says."""
-    head = model.head
-    losses: dict[LossName, Loss] = {
-        "full_logits": lambda hidden, labels: baselines.full_logits(hidden, head, labels),
-        "chunked": lambda hidden, labels: baselines.chunked(hidden, head, labels),
-        "cce": lambda hidden, labels: (
-            head.loss(hidden, labels, config, shift=1, reduction="sum").loss
-        ),
-    }
-    if head.weight.is_cuda:  # elsewhere nobody compiles for the sake of the loss
-        losses["compiled_full_logits"] = lambda hidden, labels: baselines.compiled_full_logits(
-            hidden, head, labels
-        )
-    order: tuple[LossName, ...] = ("full_logits", "compiled_full_logits", "chunked", "cce")
-    return {name: losses[name] for name in order if name in losses}
 
 
 @contextmanager
@@ -132,16 +131,44 @@ def _as_in_training(model: Split) -> Iterator[None]:
         model.model.train(training)
 
 
+def _entries(
+    bench: Bench, losses: dict[LossName, Loss], passes: int, started: float
+) -> list[LossMemory]:
+    """Ours, which tells how long the job will take, then the others, those to compile last."""
+    found = {"cce": _entry(bench, "cce", losses["cce"])}
+    deadline = started + _SHARE * passes * _pass_seconds(bench, found["cce"]) - _COMPILE_S
+    for name in sorted(losses, key=_COMPILED.__contains__):
+        if name in found:
+            continue
+        if modelled := _modelled(bench, name, deadline):
+            found[name] = LossMemory(loss=name, loss_layer=modelled)
+        else:
+            found[name] = _entry(bench, name, losses[name])
+    return [found[name] for name in losses]
+
+
+def _modelled(bench: Bench, name: LossName, deadline: float) -> Figure | None:
+    """The figure of a loss that is not to be tried; None for all others."""
+    if name == "full_logits":
+        return full_logits.too_large(bench.predictions, bench.model.head)
+    if name in _COMPILED and time.perf_counter() > deadline:
+        return full_logits.modelled_compiled(bench.predictions, bench.model.head)
+    return None
+
+
+def _pass_seconds(bench: Bench, entry: LossMemory) -> float:
+    """Of a whole step; 0 where it did not fit."""
+    speed = entry.tokens_per_s
+    return bench.batch.input_ids.numel() / speed if speed is not None else 0.0
+
+
 def _entry(bench: Bench, name: LossName, loss: Loss) -> LossMemory:
-    modelled = _modelled(bench) if name == "full_logits" else None
-    if modelled is not None:
-        return LossMemory(loss=name, loss_layer=modelled)
     layer, step = _loss_layer(bench, loss), _step(bench, loss, bench.size)
     tokens = bench.batch.input_ids.numel()
     largest = None
     if bench.room is not None:
         peaks = {bench.size: step}
-        if name not in _ONE_SHAPE:
+        if name not in _COMPILED:
             peaks |= _smaller_steps(bench, loss, fits=isinstance(step, Peak))
         largest = largest_batch(peaks, bench.room)
     return LossMemory(
@@ -151,15 +178,6 @@ def _entry(bench: Bench, name: LossName, loss: Loss) -> LossMemory:
         tokens_per_s=tokens / step.seconds if isinstance(step, Peak) else None,
         largest_micro_batch=largest,
     )
-
-
-def _modelled(bench: Bench) -> Figure | None:
-    """The formula's figure where trying might exhaust this machine; None elsewhere."""
-    rows = bench.batch.labels[:, 1:].numel()
-    size = full_logits.too_large(rows, bench.model.head.weight.shape[0], bench.device)
-    if size is None:
-        return None
-    return Figure(bytes=size, provenance="modelled", formula=full_logits.FORMULA)
 
 
 def _loss_layer(bench: Bench, loss: Loss) -> Peak | OutOfMemory:

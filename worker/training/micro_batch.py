@@ -1,6 +1,7 @@
 """Settle the micro-batch of a run, and say what full logits would have allowed.
 
     halved after running out of memory          that
+    settled by an earlier attempt               that, on a device of the same name
     asked for, or cut by the steps asked for    that
     on CPU, and of a batch of 1                 all of the batch
     on CUDA                                     the largest that fits: predicted, then tried
@@ -21,7 +22,7 @@ from service.contract.resolve import with_micro_batch
 from worker.events import MicroBatchSettled
 from worker.training import device as device_of
 from worker.training.batches import Batch
-from worker.training.memory import losses_of
+from worker.training.losses import losses_of
 from worker.training.prediction import Predictable, predictable
 from worker.training.probe import Probe, cuda_limit
 from worker.training.session import Session
@@ -40,13 +41,16 @@ def probed(session: Session, limit: int) -> MicroBatch:
     batch = session.resolved.batch_size
     ours = max(1, _largest(session, "cce", limit, most=batch))
     full = _largest(session, "full_logits", limit, most=ours)
-    return _compared(ours, "probe", full, measured=True)
+    return _compared(session, ours, "probe", full, measured=True)
 
 
 def _choose(session: Session) -> MicroBatch:
     size = session.resolved.micro_batch_size
     if session.spec.max_micro_batch_size is not None:
         return _predicted(session, size, "out_of_memory")
+    settled = session.spec.settled
+    if settled is not None and settled.device == device_of.name(session.device):
+        return settled
     if not batching(session.spec.job, len(session.data.training)).open:
         return _predicted(session, size, "request")
     if session.device.type == "cpu" or session.resolved.batch_size == 1:
@@ -60,15 +64,15 @@ def _predicted(session: Session, size: int, rule: MicroBatchRule) -> MicroBatch:
     """A size that is settled, beside what is predicted for full logits."""
     known = predictable(session)
     if known is None:
-        return _compared(size, rule, None, measured=False)
+        return _compared(session, size, rule, None, measured=False)
     kind: DeviceKind = "cuda" if session.device.type == "cuda" else "cpu"
     usable = usable_bytes(device_of.total_bytes(session.device), kind)
     full = _fitting(session, known, "full_logits", usable, most=size)
-    return _compared(size, rule, full, measured=False)
+    return _compared(session, size, rule, full, measured=False)
 
 
 def _compared(
-    size: int, rule: MicroBatchRule, full_logits: int | None, *, measured: bool
+    session: Session, size: int, rule: MicroBatchRule, full_logits: int | None, *, measured: bool
 ) -> MicroBatch:
     return MicroBatch(
         size=size,
@@ -76,6 +80,7 @@ def _compared(
         full_logits=full_logits,
         provenance="measured" if measured else "modelled",
         multiple=size / full_logits if full_logits else None,
+        device=device_of.name(session.device),
     )
 
 

@@ -34,7 +34,7 @@ class OutOfMemory(JobFailure):
 def besides_training() -> Iterator[None]:
     """Make of running out of memory in the block a failure that no smaller batch would avert.
 
-    It is for all that a job does but to train: load the model, check the loss, save.
+    It is for all that a job does but to measure and to train: load the model, save.
 
     Raises:
         OutOfMemory: Of the block.

@@ -41,6 +41,18 @@ class MasterAdamW(torch.optim.AdamW):
             held.grad = None
             master.copy_(held)
 
+    def apply_gradients(self, max_norm: float) -> torch.Tensor:
+        """Move the weights by the model's gradients, clipped together to a norm; they are gone.
+
+        Returns:
+            The norm before, on the device.
+        """
+        self.take_gradients()
+        norm = nn.utils.clip_grad_norm_(self.masters, max_norm)
+        self.step()
+        self.zero_grad(set_to_none=True)
+        return norm
+
     # The base class declares overloads for closures, which nobody here passes.
     def step(self) -> None:  # type: ignore[override]
         """Update the masters by their gradients, and the model's weights from them."""

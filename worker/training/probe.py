@@ -15,7 +15,7 @@ from worker.training.allocator import OutOfMemory, Peak, peak_of
 from worker.training.batches import Batch
 from worker.training.checkpoint import trainable
 from worker.training.held import Held
-from worker.training.memory import Loss
+from worker.training.losses import Loss
 from worker.training.model import hidden_states
 from worker.training.optimizer import MasterAdamW
 

@@ -4,12 +4,14 @@ And what else a reader needs to trust a result, or to make it again: what the fi
 seed, the data, and the versions of all that computed it.
 
 The loss is compared with the unmodified model's own logits, so that anything a family does to its
-logits that we don't know of shows here, before training. Gradients are compared on a slice of rows.
+logits that we don't know of shows here, before training. Gradients are compared on a slice of rows,
+a smaller one where the device has no memory for more.
 """
 
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -25,11 +27,14 @@ from cce_core.registry import ImplementationUnavailable
 from service.contract.errors import JobFailure
 from service.contract.receipt import FilteredMass, NumericsReceipt
 from worker.training import device as device_of
+from worker.training.allocator import attempt
 from worker.training.batches import Batch
 from worker.training.checkpoint import Position
 from worker.training.model import hidden_states
 
-_ROWS = 256
+# Predictions to compare. Where so many do not fit fewer are tried, since no smaller micro-batch
+# would help: the slice is of one sequence.
+_ROWS, *_FEWER = 256, 64, 16
 _FILTER_POINTS = 20
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
@@ -50,13 +55,22 @@ def check(
 
     Raises:
         JobFailure: `loss_parity_failed`: an error is over the tolerance, and nothing was trained.
+        torch.OutOfMemoryError: Not even a few rows fit.
     """
-    part = _slice(batch)
+    rows = _ROWS
+    for fewer in _FEWER:
+        found = attempt(partial(_check, model, _slice(batch, rows), config, provenance))
+        if isinstance(found, NumericsReceipt):
+            return found
+        rows = fewer
+    return _check(model, _slice(batch, rows), config, provenance)
+
+
+def _check(
+    model: Split, part: Batch, config: LossConfig, provenance: Provenance
+) -> NumericsReceipt:
     tolerance = _TOLERANCE[model.head.weight.dtype]
-    training = model.model.training
-    model.model.eval()  # dropout would differ between the two passes
     hidden, own = _forward(model, part)
-    model.model.train(training)
     with observed() as seen:
         ours = _ours(model.head, hidden, part, config)
     truth = _truth(model.head, hidden, part)
@@ -127,27 +141,31 @@ def _judge(receipt: NumericsReceipt) -> None:
             )
 
 
-def _slice(batch: Batch) -> Batch:
-    """The first sequence, cut where enough predictions are in."""
+def _slice(batch: Batch, rows: int) -> Batch:
+    """The first sequence, cut where so many predictions are in."""
     counted = (batch.labels[0, 1:] != IGNORE_INDEX).cumsum(0)
-    enough = int((counted < _ROWS).sum()) + 2
+    enough = int((counted < rows).sum()) + 2
     return batch.first(1, enough)
 
 
 @torch.no_grad()
 def _forward(model: Split, part: Batch) -> tuple[torch.Tensor, float]:
     """Hidden states, and the mean loss of the model's own logits."""
-    hidden = hidden_states(model, part)
-    logits = model.model(
-        input_ids=part.input_ids,
-        attention_mask=part.attention_mask,
-        position_ids=part.position_ids,
-        use_cache=False,
-    ).logits
-    loss = functional.cross_entropy(
-        logits[0, :-1].float(), part.labels[0, 1:], ignore_index=IGNORE_INDEX
-    )
-    return hidden, float(loss)
+    training = model.model.training
+    model.model.eval()  # dropout would differ between the two passes
+    try:
+        hidden = hidden_states(model, part)
+        logits = model.model(
+            input_ids=part.input_ids,
+            attention_mask=part.attention_mask,
+            position_ids=part.position_ids,
+            use_cache=False,
+        ).logits
+    finally:
+        model.model.train(training)
+    labels = part.labels[0, 1:]
+    counted = labels != IGNORE_INDEX  # a long prompt's logits are not to be upcast
+    return hidden, float(functional.cross_entropy(logits[0, :-1][counted].float(), labels[counted]))
 
 
 def _ours(
@@ -163,11 +181,11 @@ def _ours(
 
 
 def _truth(head: Head, hidden: torch.Tensor, part: Batch) -> tuple[float, list[torch.Tensor]]:
-    """The same in fp32 with full logits."""
+    """The same in fp32 with full logits, a thousand rows of them at a time: prompts are long."""
     leaf = hidden.detach().float().requires_grad_()
     weight = head.weight.detach().float().requires_grad_(head.weight.requires_grad)
     exact = replace(head, weight=weight, bias=None if head.bias is None else head.bias.float())
-    loss = baselines.full_logits(leaf, exact, part.labels) / part.supervised
+    loss = baselines.chunked(leaf, exact, part.labels) / part.supervised
     return _with_gradients(loss, leaf, exact)
 
 

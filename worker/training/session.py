@@ -65,6 +65,11 @@ class Session:
         """Optimizer steps in one pass over the training data."""
         return -(-len(self.data.training) // self.resolved.batch_size)
 
+    def passes_from(self, step: int) -> int:
+        """Micro-batches from a step to the end."""
+        left = self.resolved.total_steps - step
+        return left * self.resolved.gradient_accumulation_steps
+
     def rows_at(self, step: int) -> list[Row]:
         """The rows of a step: a function of the seed and the step alone."""
         epoch, within = divmod(step, self.steps_per_epoch)

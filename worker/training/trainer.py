@@ -68,6 +68,7 @@ def open_session(spec: RunSpec, reporter: Reporter) -> tuple[Session, Position]:
         len(rows.training),
         length,
         cuda=device.type == "cuda",
+        on_adapter=spec.base_model is not None,
         max_micro_batch_size=spec.max_micro_batch_size,
     )
     if spec.job.comparison is None:  # which has no batch size of its own
@@ -92,7 +93,7 @@ def train(spec: RunSpec, reporter: Reporter) -> None:
     """Do the job."""
     session, position = open_session(spec, reporter)
     session = settle(session)
-    ledger, parity = _measure(session, position)
+    ledger, parity = measure(session, position)
     forecast = Forecast(session, position.step)
     with oom.while_training(session):
         Loop(session, position, forecast.meter).train()
@@ -135,7 +136,7 @@ def _run(
     return Run(model, optimizer, scheduler, tokenizer)
 
 
-def _measure(session: Session, position: Position) -> tuple[MemoryLedger | None, NumericsReceipt]:
+def measure(session: Session, position: Position) -> tuple[MemoryLedger | None, NumericsReceipt]:
     """Parity and memory on the first real batch; both leave the run as it was."""
     session.reporter.phase("measuring")
     batch = session.first_batch()
@@ -146,7 +147,8 @@ def _measure(session: Session, position: Position) -> tuple[MemoryLedger | None,
     )
     ledger = None
     with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
-        parity = receipt.check(session.model, batch, session.loss, provenance)
+        with oom.while_training(session):
+            parity = receipt.check(session.model, batch, session.loss, provenance)
         session.reporter.send(Receipt(receipt=parity))
         if session.spec.job.options.memory_ledger:
             with oom.while_training(session):
@@ -154,6 +156,7 @@ def _measure(session: Session, position: Position) -> tuple[MemoryLedger | None,
                     session.model,
                     batch,
                     session.loss,
+                    passes=session.passes_from(position.step),
                     optimizer_bytes=session.run.optimizer.unmade_bytes,
                 )
             session.reporter.send(Ledger(ledger=ledger))

@@ -58,6 +58,7 @@ class MicroBatch(Frozen):
             sequence does, None where nothing can be said for this model.
         provenance: Whether that was tried (`measured`) or predicted (`modelled`).
         multiple: `size` over `full_logits`; None where that is 0 or None.
+        device: Name of the device that it was settled for; an attempt on another settles anew.
     """
 
     size: int
@@ -65,3 +66,4 @@ class MicroBatch(Frozen):
     full_logits: int | None
     provenance: Provenance
     multiple: float | None
+    device: str | None = None

@@ -25,6 +25,9 @@ export const small = (value) => (value && Math.abs(value) < 1e-3 ? value.toExpon
 /** How many times, for example `25.1×`. */
 export const times = (value) => `${value.toFixed(value < 100 ? 1 : 0)}×`;
 
+/** A share in percent. */
+export const percent = (share) => `${(share * 100).toFixed(1)} %`;
+
 /** Bytes in the unit that keeps them short. */
 export function size(bytes) {
   let unit = 0;

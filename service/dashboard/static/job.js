@@ -1,6 +1,6 @@
 /* The head of one job: where it stands, its facts, its error and its options. */
 
-import { ago, count, date, duration, loss, size, small, words } from "./format.js";
+import { ago, count, date, duration, loss, percent, size, small, words } from "./format.js";
 import { arrange, byId, el, setText } from "./dom.js";
 import { share, showStatus, title } from "./jobs.js";
 
@@ -59,7 +59,7 @@ function facts(job) {
   return [
     ["Training loss", given(now.train_loss, loss)],
     ["Validation loss", given(now.valid_loss, loss)],
-    ["Token accuracy", given(now.train_mean_token_accuracy, (value) => `${(value * 100).toFixed(1)} %`)],
+    ["Token accuracy", given(now.train_mean_token_accuracy, percent)],
     ["Speed", given(now.tokens_per_s, (value) => `${count(value)} tokens/s`)],
     ["Memory now", running ? given(now.device_memory_bytes, size) : null],
     ["Memory peak", given(now.device_memory_peak_bytes, size)],

@@ -1,6 +1,7 @@
 /* The memory ledger as bars: each loss on the job's own shapes, each figure with its origin. */
 
 import { NAMES, count, size, small, times } from "./format.js";
+import { bars } from "./bars.js";
 import { el } from "./dom.js";
 
 const JOB_LOSS = "cce";
@@ -73,64 +74,27 @@ function savings(entries) {
 
 function group(losses, key, title, scale) {
   const entries = losses.filter((entry) => entry[key]);
-  if (!entries.length) return null;
-  const sizes = entries.map((entry) => entry[key].bytes);
-  const axis = makeAxis(sizes, scale);
-  const marks = axis.marks.map((bytes) => mark(bytes, axis.share(bytes)));
-  return el(
-    "div",
-    { class: "group" },
-    el("h4", {}, title),
-    el("dl", { class: "bars" }, ...entries.map((entry) => row(entry, entry[key], axis))),
-    el("ul", { class: "axis", "aria-hidden": "true" }, ...marks),
-  );
+  return entries.length ? bars(title, entries.map((entry) => bar(entry, entry[key])), scale) : null;
 }
 
-function row(entry, figure, axis) {
-  const bar = placed(el("span", { class: "bar", "data-origin": figure.provenance }), "width", axis.share(figure.bytes));
-  return el(
-    "div",
-    { class: entry.loss === JOB_LOSS ? "own" : "" },
-    el("dt", {}, NAMES[entry.loss]),
-    el("dd", {}, el("span", { class: "track", "aria-hidden": "true" }, bar), el("b", {}, amount(figure)), origin(figure)),
-  );
+function bar(entry, figure) {
+  return {
+    name: NAMES[entry.loss],
+    own: entry.loss === JOB_LOSS,
+    bytes: figure.bytes,
+    text: figure.provenance === "out_of_memory" ? "out of memory" : size(figure.bytes),
+    origin: figure.provenance,
+    note: note(figure),
+  };
 }
 
-/** A mark under a track; those at its ends stay within it. */
-function mark(bytes, share) {
-  const place = share < 0.05 ? "start" : share > 0.95 ? "end" : "middle";
-  return placed(el("li", { "data-place": place }, size(bytes)), "left", share);
-}
-
-const amount = (figure) => (figure.provenance === "out_of_memory" ? "out of memory" : size(figure.bytes));
-
-function origin(figure) {
-  const details = {
+function note(figure) {
+  const notes = {
     measured: "measured",
     modelled: `modelled${figure.formula ? `: ${figure.formula}` : ""}`,
     out_of_memory: `it asked for ${size(figure.bytes)}`,
   };
-  return el("span", { class: "origin" }, details[figure.provenance]);
-}
-
-/** Where bytes end on a track, as a share of its width, and the marks under it. */
-function makeAxis(sizes, scale) {
-  const most = Math.max(...sizes, 1);
-  if (scale === "linear") return { share: (bytes) => bytes / most, marks: [0, most / 2, most] };
-  // A log scale has no zero: it begins a power of ten under the smallest figure.
-  const low = Math.floor(Math.log10(Math.max(1, Math.min(...sizes))) - 0.5);
-  const high = Math.log10(most);
-  const share = (bytes) => Math.max(0, Math.log10(Math.max(1, bytes)) - low) / (high - low || 1);
-  const powers = [];
-  for (let power = 10; 2 ** power <= most; power += 10) powers.push(2 ** power);
-  const tens = powers.flatMap((unit) => [1, 10, 100].map((factor) => factor * unit));
-  return { share, marks: tens.filter((bytes) => bytes >= 10 ** low && bytes <= most) };
-}
-
-/** Set a length by script: a style attribute is not allowed on this page. */
-function placed(element, property, share) {
-  element.style.setProperty(property, `${(share * 100).toFixed(2)}%`);
-  return element;
+  return notes[figure.provenance];
 }
 
 function conditions(ledger) {

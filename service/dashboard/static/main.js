@@ -7,6 +7,7 @@ import { KeyDialog, showLive, showLocked, showTrouble } from "./connection.js";
 import { LedgerView } from "./ledger.js";
 import { LossCurve } from "./curve.js";
 import { Poller } from "./poll.js";
+import { PredictionView } from "./prediction.js";
 import { byId } from "./dom.js";
 import { hasEnded, showJob } from "./job.js";
 
@@ -21,6 +22,7 @@ const list = new JobList(byId("job-list"));
 const log = new EventLog(byId("events"));
 const curve = new LossCurve(byId("curve"), byId("curve-legend"));
 const ledger = new LedgerView(byId("ledger"), byId("ledger-scale"));
+const prediction = new PredictionView(byId("prediction"));
 let limit = PAGE;
 let shown = null;
 
@@ -62,6 +64,7 @@ async function refresh(id, job) {
   shown = job;
   log.add(events);
   curve.update(metrics.body.data, job.progress?.total_steps, hasEnded(job) ? "No step was taken." : "It begins with the first step.");
+  prediction.update(job, hasEnded(job) ? "This job has none." : "Predicted before training begins.");
   ledger.update(job, hasEnded(job) ? "This job has none." : "Measured before training begins.");
 }
 

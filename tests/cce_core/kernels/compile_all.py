@@ -17,8 +17,9 @@ from triton.compiler import ASTSource
 from cce_core.kernels import exact, filtered, forward, judge, pairs, plan, rows, tail, tiling
 
 INTEGERS = {
-    "rows_ptr", "redo_ptr", "wanted_ptr", "index_ptr", "pair_row_ptr", "owner_ptr", "start_ptr",
+    "rows_ptr", "redo_ptr", "index_ptr", "pair_row_ptr", "owner_ptr", "start_ptr",
     "found_ptr", "entry_col_ptr", "exact_ptr", "sample_row_ptr", "count_ptr", "ticket_ptr",
+    "blocks_ptr", "listed_ptr", "hot_ptr", "heat_ptr",
 }  # fmt: skip
 HALVES = {
     "mass_ptr", "tail_ptr", "entry_dz_ptr", "e_ptr", "c_ptr", "out_ptr", "pull_ptr", "de_ptr",
@@ -49,15 +50,16 @@ def configurations(tiles: tiling.Tilings):
             more["ORDERED"] = not mass
             constants = COMMON | rest | block | more
             yield forward.forward_kernel, boxes, {}, constants, t.warps, t.stages
-        s = tiles.slices
-        block = {"BLOCK_N": s.block_n, "BLOCK_V": s.block_v, "BLOCK_D": s.block_d, "GROUP": s.group}
-        boxes = {
-            "e_desc": (s.block_n, s.block_d),
-            "c_desc": (s.block_v, s.block_d),
-            "out_desc": (s.block_n, s.block_v // 2),
-        }
-        constants = COMMON | post | block | {"HAS_CAP": cap, "ASK": True, "FLATTEN": s.flatten}
-        yield exact.dlogits_kernel, boxes, {}, constants, s.warps, s.stages
+        for listed, s in ((False, tiles.slices), (True, tiles.hot_logits)):
+            sizes = {"BLOCK_N": s.block_n, "BLOCK_V": s.block_v, "BLOCK_D": s.block_d}
+            boxes = {
+                "e_desc": (s.block_n, s.block_d),
+                "c_desc": (s.block_v, s.block_d),
+                "out_desc": (s.block_n, s.block_v // 2),
+            }
+            more = {"HAS_CAP": cap, "ASK": True, "LISTED": listed, "BLOCK": tiles.block}
+            constants = COMMON | post | sizes | more | {"FLATTEN": s.flatten, "GROUP": s.group}
+            yield exact.dlogits_kernel, boxes, {}, constants, s.warps, s.stages
         p = tiles.pairs
         boxes = {"c_desc": (p.block_v, p.block_d), "pool_desc": (p.block_n, p.block_v // 4)}
         constants = COMMON | {
@@ -76,23 +78,26 @@ def configurations(tiles: tiling.Tilings):
             "BLOCK_D": w.block_d,
         }  # fmt: skip
         yield tail.tail_kernel, boxes, {}, constants, w.warps, w.stages
-    g = tiles.gradients
-    boxes = {
-        "dz_rows_desc": (g.block_n, g.block_d),
-        "dz_cols_desc": (g.block_d, g.block_n),
-        "e_desc": (g.block_d, g.block_v),
-        "c_desc": (g.block_d, g.block_v),
-        "dc_desc": (g.block_n, g.block_v),
-    }
-    for first, last in ((True, False), (False, False), (False, True)):
+    for first, last, listed in (
+        (True, False, False), (False, False, False), (False, True, False), (True, True, True)
+    ):  # fmt: skip
+        g = tiles.hot_gradients if listed else tiles.gradients
+        boxes = {
+            "dz_rows_desc": (g.block_n, g.block_d),
+            "dz_cols_desc": (g.block_d, g.block_n),
+            "e_desc": (g.block_d, g.block_v),
+            "c_desc": (g.block_d, g.block_v),
+            "dc_desc": (g.block_n, g.block_v),
+        }
         constants = COMMON | {
-            "IS_FIRST": first, "IS_LAST": last, "SPLIT": True, "WITH_DE": True, "WITH_DC": True,
-            "ASK": True, "BLOCK_M": g.block_n, "BLOCK_D": g.block_v, "BLOCK_K": g.block_d,
-            "GROUP": g.group,
+            "IS_FIRST": first, "IS_LAST": last, "SPLIT": not listed, "WITH_DE": True,
+            "WITH_DC": True, "ASK": True, "LISTED": listed, "BLOCK": tiles.block,
+            "BLOCK_M": g.block_n, "BLOCK_D": g.block_v, "BLOCK_K": g.block_d, "GROUP": g.group,
         }  # fmt: skip
-        yield exact.gradients_kernel, boxes, SPLIT, constants, g.warps, g.stages
+        special = {} if listed else SPLIT
+        yield exact.gradients_kernel, boxes, special, constants, g.warps, g.stages
         frozen = {"WITH_DC": False} | dict.fromkeys(("dz_cols_desc", "e_desc", "dc_desc"))
-        yield exact.gradients_kernel, boxes, SPLIT, constants | frozen, g.warps, g.stages
+        yield exact.gradients_kernel, boxes, special, constants | frozen, g.warps, g.stages
     c = tiles.scatter
     boxes = {"pool_desc": (c.block_d, tiles.block), "dc_desc": (tiles.block, c.block_v)}
     constants = COMMON | {
@@ -103,7 +108,7 @@ def configurations(tiles: tiling.Tilings):
     block = {"BLOCK": tiles.block, "PAIRS": tiles.pairs.block_n, "CHUNK": 1024}
     yield plan.count_kernel, {}, {}, {k: block[k] for k in ("BLOCK", "CHUNK")}, 4, 3
     yield plan.list_kernel, {}, {}, block, 4, 3
-    yield plan.plan_kernel, {}, {}, {"PAIRS": block["PAIRS"], "SIZE": 4096}, 4, 3
+    yield plan.plan_kernel, {}, {}, {"HOT": 0.5, "PAIRS": block["PAIRS"], "SIZE": 4096}, 4, 3
     yield judge.signs_kernel, {}, {}, {"SIZE": 1024}, 4, 3
     constants = {"SIZE": tiles.tail.block_v * filtered.SIGNS}
     yield judge.judge_kernel, {}, {}, constants, 4, 3

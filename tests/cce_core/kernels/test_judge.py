@@ -85,6 +85,13 @@ def test_the_sample_does_not_flatter_itself(monkeypatch) -> None:
     assert true / 1.5 < estimate < true * 1.5
 
 
+def test_blocks_that_are_taken_whole_have_no_error(monkeypatch) -> None:
+    listed, _ = estimate_and_error(coherent(), DROPPING, monkeypatch)
+    estimate, true = estimate_and_error(coherent(), replace(DROPPING, hot=0.0), monkeypatch)
+    assert estimate < 0.9 * listed
+    assert true / 1.5 < estimate < true * 1.5
+
+
 def test_nothing_left_out_is_no_error(monkeypatch) -> None:
     estimate, _ = estimate_and_error(coherent(), EVERYTHING, monkeypatch)
     assert estimate == 0.0

@@ -7,7 +7,13 @@ import pytest
 from redis.exceptions import AuthenticationError
 
 from service.contract.commands import Pipe, typed
-from service.contract.connection import available, connect, transaction
+from service.contract.connection import (
+    AccessRefused,
+    available,
+    check_access,
+    connect,
+    transaction,
+)
 from service.contract.errors import Unavailable
 from service.contract.settings import Settings
 from service.redis_server import RedisServer, start_redis
@@ -41,6 +47,39 @@ def test_a_wrong_password_is_told_to_the_log_and_not_to_the_caller(
         redis.get("key")
     assert caught.value.message.startswith("Redis does not answer.")
     assert isinstance(caught.value.__cause__, AuthenticationError)
+
+
+def test_access_is_checked_and_the_reason_told_without_the_password(
+    guarded: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_access(guarded.settings)
+    assert caplog.messages == []
+
+    file = tmp_path / "wrong"
+    file.write_text("s3cret")
+    secret_url = guarded.url.replace("//", "//:s3cret@")
+    for settings, given in [
+        (
+            Settings(redis_url=guarded.url, redis_password_file=file),
+            f"refuses the password in {file}: ",
+        ),
+        (Settings(redis_url=secret_url), "in HEADROOM_REDIS_URL: "),
+        (Settings(redis_url=f"{guarded.url}?password=s3cret"), "in HEADROOM_REDIS_URL: "),
+        (
+            Settings(redis_url=guarded.url),
+            "wants a password; HEADROOM_REDIS_PASSWORD_FILE names none",
+        ),
+    ]:
+        with pytest.raises(AccessRefused, match=f"^Redis at {guarded.url} ") as caught:
+            check_access(settings)
+        assert given in str(caught.value)
+        assert "s3cret" not in str(caught.value)
+
+
+def test_a_redis_that_is_away_may_yet_come(caplog: pytest.LogCaptureFixture) -> None:
+    check_access(Settings(redis_url="redis://:s3cret@127.0.0.1:1/0"))
+    (told,) = caplog.messages
+    assert told.startswith("Redis at redis://127.0.0.1:1/0 does not answer yet: ")
 
 
 def test_a_transaction_that_raises_writes_nothing(guarded: RedisServer) -> None:

@@ -12,6 +12,7 @@ from service.contract.fleet import Fleet, LiveWorker
 from service.contract.job import JobStatus
 from service.contract.store import Store
 from tests.service.contract.support import EVENT, checkpoint, file_record, queued, record, running
+from tests.support.measured import LEDGER, RESOLVED, SCORED
 
 
 def table() -> dict[str, str]:
@@ -28,6 +29,7 @@ def test_the_table_is_complete_and_true(store: Store, redis: Redis) -> None:
     claim = running(store)
     store.add_checkpoint(claim, *checkpoint(claim, 1), keep=1)
     ended = running(store)
+    store.update(ended, resolved=RESOLVED, estimate=SCORED, memory=LEDGER)
     store.transition(ended.job_id, JobStatus.SUCCEEDED, EVENT, token=ended.token)
     Files(redis).add(file_record(expires_at=int(time.time()) + 60))
     device = Device(kind="cpu", name="cpu", total_bytes=1)

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 from service.contract.memory import Figure, MemoryLedger
 from service.contract.receipt import NumericsReceipt
-from tests.browser.job_scene import LEDGER, RECEIPT
+from tests.support.measured import LEDGER, RECEIPT
 
 
 @pytest.mark.parametrize("told", [LEDGER, RECEIPT])

@@ -20,9 +20,14 @@ def job(hyperparameters: dict[str, Any] | None = None, **options: Any) -> JobSpe
 
 
 def resolved(
-    rows: int = 100, *, cuda: bool = False, hyper: dict[str, Any] | None = None, **options: Any
+    rows: int = 100,
+    *,
+    cuda: bool = False,
+    on_adapter: bool = False,
+    hyper: dict[str, Any] | None = None,
+    **options: Any,
 ) -> ResolvedOptions:
-    return resolve(job(hyper, **options), rows, 512, cuda=cuda)
+    return resolve(job(hyper, **options), rows, 512, cuda=cuda, on_adapter=on_adapter)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +73,22 @@ def test_the_rate_is_higher_with_lora_and_times_the_multiplier(
     assert found.learning_rate_multiplier == 3.0
 
 
+@pytest.mark.parametrize("multiplier", [1e-3, 1e3])
+@pytest.mark.parametrize("on_adapter", [False, True])
+def test_every_automatic_rate_is_one_that_can_be_asked_for(
+    multiplier: float, *, on_adapter: bool
+) -> None:
+    hyper = {"learning_rate_multiplier": multiplier}
+    rate = resolved(on_adapter=on_adapter, hyper=hyper).learning_rate
+    assert TrainingOptions(learning_rate=rate).learning_rate == rate
+
+
+def test_a_job_on_an_adapter_trains_it_at_the_rate_of_lora() -> None:
+    found = resolved(on_adapter=True)
+    assert (found.trained, found.learning_rate) == ("lora", 2e-4)
+    assert resolved().trained == "full"
+
+
 def test_a_rate_that_is_given_is_the_rate() -> None:
     """The multiplier is on the automatic rate alone."""
     found = resolved(learning_rate=1e-3, hyper={"learning_rate_multiplier": 3.0})
@@ -108,8 +129,10 @@ def test_what_is_given_is_used() -> None:
         "checkpoint_every": 7,
         "learning_rate": 0.5,
     }
-    found = resolve(job(hyper, **options), 60_000, 64, cuda=False)
+    found = resolve(job(hyper, **options), 60_000, 64, cuda=False, on_adapter=False)
     assert found == ResolvedOptions(
+        device="cpu",
+        trained="full",
         batch_size=6,
         micro_batch_size=2,
         gradient_accumulation_steps=3,
@@ -139,8 +162,8 @@ def test_a_reduced_micro_batch_keeps_the_effective_batch_and_the_steps(
     batch: int, steps: int, limit: int | None, micro: int, accumulated: int
 ) -> None:
     spec = job({"batch_size": batch}, gradient_accumulation_steps=steps)
-    free = resolve(spec, 100, 64, cuda=False)
-    reduced = resolve(spec, 100, 64, cuda=False, max_micro_batch_size=limit)
+    free = resolve(spec, 100, 64, cuda=False, on_adapter=False)
+    reduced = resolve(spec, 100, 64, cuda=False, on_adapter=False, max_micro_batch_size=limit)
     assert (reduced.micro_batch_size, reduced.gradient_accumulation_steps) == (micro, accumulated)
     same = {"batch_size", "total_steps", "n_epochs", "learning_rate", "checkpoint_every"}
     assert reduced.model_dump(include=same) == free.model_dump(include=same)

@@ -14,7 +14,7 @@ INFINITE = float("inf"), float("nan")
     ("options", "values"),
     [
         (Hyperparameters, {"batch_size": (0, 257, "big", 1.5), "n_epochs": (0, 51)}),
-        (Hyperparameters, {"learning_rate_multiplier": (0, -1, *INFINITE)}),
+        (Hyperparameters, {"learning_rate_multiplier": (0, -1, 9e-4, 1001, *INFINITE)}),
         (TrainingOptions, {"learning_rate": (0, 1, *INFINITE), "max_seq_length": (7, 1 << 21)}),
         (TrainingOptions, {"max_grad_norm": (0, *INFINITE), "weight_decay": (-1, *INFINITE)}),
         (TrainingOptions, {"lr_scheduler": ("none",), "dtype": ("int8",), "unknown": (1,)}),

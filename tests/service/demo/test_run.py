@@ -12,7 +12,7 @@ from service.contract.job import JobStatus
 from service.demo import run
 from service.demo.dataset import Pair
 from service.demo.run import REQUIRED_FALL, DemoFailed, Trained
-from tests.browser.job_scene import LEDGER
+from tests.support.measured import LEDGER
 
 
 def _trained(before: float, after: float) -> Trained:

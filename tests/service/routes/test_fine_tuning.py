@@ -108,12 +108,14 @@ def test_resolved_values_take_the_place_of_auto(
 ) -> None:
     job = submit(client, training_file, extra_body={"adapter": {"type": "lora"}})
     resolved = ResolvedOptions(
+        device="cpu",
+        trained="lora",
         batch_size=4,
         micro_batch_size=2,
         gradient_accumulation_steps=2,
         n_epochs=3,
         learning_rate_multiplier=1.0,
-        learning_rate=2.0,
+        learning_rate=2e-4,
         max_seq_length=64,
         gradient_checkpointing=False,
         dtype="float32",
@@ -132,7 +134,7 @@ def test_resolved_values_take_the_place_of_auto(
     assert seen.model_extra is not None
     echoed = {name: seen.model_extra[name] for name in ("learning_rate", "dtype", "loss")}
     assert echoed == {
-        "learning_rate": 2.0,
+        "learning_rate": 2e-4,
         "dtype": "float32",
         "loss": {"implementation": "blocked", "preset": "default"},
     }

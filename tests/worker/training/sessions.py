@@ -8,6 +8,7 @@ import torch
 
 from cce_core import LossConfig
 from cce_core.models import split
+from service.contract.estimate.record import MicroBatch
 from service.contract.spec import LoraAdapter
 from tests.worker.training.support import make_model, make_spec, resolved
 from worker.events import LINE, Line
@@ -33,6 +34,7 @@ def make_session(
     batch_size: int = 16,
     hyperparameters: dict[str, Any] | None = None,
     max_micro_batch_size: int | None = None,
+    settled: MicroBatch | None = None,
     loss: str = "blocked",
     checkpointing: bool = False,
     sizes: dict[str, int] | None = None,
@@ -46,6 +48,7 @@ def make_session(
         hyperparameters={"batch_size": batch_size, **(hyperparameters or {})},
         adapter=adapter,
         max_micro_batch_size=max_micro_batch_size,
+        settled=settled,
         **options,
     )
     model = make_model(family, **SIZES | (sizes or {})).to(getattr(torch, dtype)).to(device)

@@ -113,6 +113,8 @@ def resolved(**changes: Any) -> ResolvedOptions:
     """Options of a small job on CPU."""
     return ResolvedOptions(
         **{
+            "device": "cpu",
+            "trained": "full",
             "batch_size": 4,
             "micro_batch_size": 4,
             "gradient_accumulation_steps": 1,

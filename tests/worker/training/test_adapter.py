@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from service.contract.errors import JobFailure
 from service.contract.spec import LoraAdapter
 from tests.worker.training.support import Outcome, chats, make_model, make_spec, train, validate
+from worker.events import Resolved
 from worker.training.adapter import adapted, is_adapted
 
 pytestmark = pytest.mark.filterwarnings(
@@ -122,6 +123,7 @@ def test_a_job_on_an_adapter_goes_on_training_it(
     spec = make_spec(tmp_path / "second", tuned.result.model, chats(8), base_model=str(tiny))
     again = train(spec)
     assert again.result.model_kind == "lora"
+    assert again.one(Resolved).options.trained == "lora"
     assert again.losses[1] < tuned.losses[1]
     first = tuned_weights(tuned, tiny).state_dict()
     second = tuned_weights(again, tiny).state_dict()

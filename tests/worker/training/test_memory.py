@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,11 +12,12 @@ from peft import LoraConfig, get_peft_model
 
 from cce_core import LossConfig, baselines
 from cce_core.models import Split, split
-from service.contract.memory import LossMemory, MemoryLedger
+from service.contract.memory import LossMemory, LossName, MemoryLedger
 from tests.worker.training.support import make_model
-from worker.training import memory
+from worker.training import full_logits, memory
 from worker.training.batches import Batch, collate
 from worker.training.examples import Example
+from worker.training.losses import Loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 CONFIG = LossConfig(implementation="blocked", scratch_bytes=2**16)
@@ -34,13 +35,19 @@ def model(**options: Any) -> Split:
     return split(make_model("Llama", vocab_size=VOCABULARY, **options))
 
 
+def measured(
+    parts: Split, held: Batch, config: LossConfig = CONFIG, passes: int = 500
+) -> MemoryLedger:
+    return memory.measure(parts, held, config, passes=passes)
+
+
 def by_loss(ledger: MemoryLedger) -> dict[str, LossMemory]:
     return {entry.loss: entry for entry in ledger.losses}
 
 
 @pytest.fixture(scope="module")
 def ledger() -> MemoryLedger:
-    return memory.measure(model(), batch(), CONFIG)
+    return measured(model(), batch())
 
 
 def test_the_ledger_says_what_was_measured_on(ledger: MemoryLedger) -> None:
@@ -61,7 +68,7 @@ def test_every_figure_is_measured_and_says_so(ledger: MemoryLedger) -> None:
 
 
 def test_full_logits_cost_several_times_their_size(ledger: MemoryLedger) -> None:
-    """Logits, log-probabilities, and the gradients of one or two of them."""
+    """Log-probabilities, and the gradients that come to them and go on from them."""
     full = by_loss(ledger)["full_logits"].loss_layer.bytes
     assert 2.5 * LOGITS < full < 3.5 * LOGITS
 
@@ -74,7 +81,7 @@ def test_more_scratch_is_counted() -> None:
     """Two and a half tiles are held at most."""
     sizes = 2**16, 2**20
     little, much = (
-        by_loss(memory.measure(model(), batch(), replace(CONFIG, scratch_bytes=size)))["cce"]
+        by_loss(measured(model(), batch(), replace(CONFIG, scratch_bytes=size)))["cce"]
         for size in sizes
     )
     more = sizes[1] - sizes[0]
@@ -101,7 +108,7 @@ def test_a_baseline_too_large_to_try_is_modelled_by_a_named_formula(
 ) -> None:
     own = os.sysconf
     monkeypatch.setattr(os, "sysconf", lambda name: 1 if name == "SC_AVPHYS_PAGES" else own(name))
-    ledger = memory.measure(model(), batch(), CONFIG)
+    ledger = measured(model(), batch())
     full = by_loss(ledger)["full_logits"]
     assert (full.loss_layer.provenance, full.loss_layer.formula) == ("modelled", "three_logits")
     assert full.loss_layer.bytes == 3 * LOGITS
@@ -113,8 +120,19 @@ def test_a_baseline_too_large_to_try_is_modelled_by_a_named_formula(
     assert others == ["measured", "measured"]
 
 
-def test_the_formula_is_near_what_is_measured(ledger: MemoryLedger) -> None:
-    assert by_loss(ledger)["full_logits"].loss_layer.bytes == pytest.approx(3 * LOGITS, rel=0.2)
+@pytest.mark.parametrize(("softcap", "copies"), [(None, 3), (20.0, 4)])
+def test_the_formula_counts_the_tanh_that_a_softcap_keeps(
+    softcap: float | None, copies: int
+) -> None:
+    family = "Llama" if softcap is None else "Gemma2"
+    options = {} if softcap is None else {"final_logit_softcapping": softcap}
+    parts = split(make_model(family, vocab_size=VOCABULARY, **options))
+    assert parts.head.softcap == softcap
+    figure = full_logits.modelled(ROWS * (LENGTH - 1), parts.head)
+    assert figure.bytes == copies * LOGITS
+    found = by_loss(measured(parts, batch()))["full_logits"].loss_layer
+    assert found.provenance == "measured"
+    assert found.bytes == pytest.approx(figure.bytes, rel=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -132,7 +150,7 @@ def test_measuring_leaves_weights_and_gradients_as_they_were(
         if parameter.requires_grad:
             parameter.grad = torch.full_like(parameter, 0.5)
     before = {name: parameter.clone() for name, parameter in tuned.named_parameters()}
-    ledger = memory.measure(parts, batch(), CONFIG)
+    ledger = measured(parts, batch())
     assert ledger.dtype == str(dtype).removeprefix("torch.")
     assert tuned.training
     for name, parameter in tuned.named_parameters():
@@ -144,7 +162,7 @@ def test_measuring_leaves_weights_and_gradients_as_they_were(
 def test_a_frozen_head_is_measured_without_its_gradient(ledger: MemoryLedger) -> None:
     frozen = model()
     frozen.head.weight.requires_grad_(False)
-    found = by_loss(memory.measure(frozen, batch(), CONFIG))["cce"]
+    found = by_loss(measured(frozen, batch()))["cce"]
     assert found.loss_layer.provenance == "measured"
     assert 0 < found.loss_layer.bytes <= by_loss(ledger)["cce"].loss_layer.bytes
 
@@ -157,15 +175,14 @@ def rows_of(count: int, length: int, vocabulary: int = VOCABULARY) -> Batch:
 
 def test_a_step_grows_with_the_micro_batch() -> None:
     small, large = (
-        by_loss(memory.measure(model(), rows_of(rows, LENGTH), CONFIG))["cce"].step.bytes
-        for rows in (2, 8)
+        by_loss(measured(model(), rows_of(rows, LENGTH)))["cce"].step.bytes for rows in (2, 8)
     )
     assert 2.5 < large / small < 4.5
 
 
 def test_activations_do_not_hide_behind_gradients_that_are_yet_to_come() -> None:
     """Of a batch smaller than the weights, a first step's peak is that of the gradients."""
-    for found in memory.measure(model(), rows_of(1, 16), CONFIG).losses:
+    for found in measured(model(), rows_of(1, 16)).losses:
         assert found.step.bytes > found.loss_layer.bytes
 
 
@@ -173,11 +190,11 @@ def test_the_step_is_measured_as_in_training_whatever_mode_the_model_is_in() -> 
     """With checkpointing, which transformers does in training mode alone."""
     parts = model()
     parts.model.eval()
-    plain = by_loss(memory.measure(parts, rows_of(8, LENGTH), CONFIG))["cce"].step.bytes
+    plain = by_loss(measured(parts, rows_of(8, LENGTH)))["cce"].step.bytes
     parts.model.gradient_checkpointing_enable(
         gradient_checkpointing_kwargs={"use_reentrant": False}
     )
-    found = by_loss(memory.measure(parts, rows_of(8, LENGTH), CONFIG))["cce"].step.bytes
+    found = by_loss(measured(parts, rows_of(8, LENGTH)))["cce"].step.bytes
     assert found < 0.9 * plain
     assert not parts.model.training
 
@@ -190,7 +207,7 @@ def test_a_baseline_that_does_not_fit_is_an_entry_and_the_others_are_measured(
 
     monkeypatch.setattr(baselines, "full_logits", refuse)
     parts = model()
-    ledger = memory.measure(parts, batch(), CONFIG)
+    ledger = measured(parts, batch())
     full = by_loss(ledger)["full_logits"]
     for figure in (full.loss_layer, full.step):
         assert (figure.provenance, figure.bytes) == ("out_of_memory", 2 << 30)
@@ -204,6 +221,40 @@ def test_no_micro_batch_is_modelled_on_cpu(ledger: MemoryLedger) -> None:
     """Its memory is not the job's alone."""
     assert ledger.room_bytes is None
     assert [entry.largest_micro_batch for entry in ledger.losses] == [None] * 3
+
+
+@pytest.mark.parametrize(("passes", "provenance"), [(2, "modelled"), (10**9, "measured")])
+def test_compiled_logits_are_measured_where_compiling_is_a_small_part_of_the_job(
+    monkeypatch: pytest.MonkeyPatch, passes: int, provenance: str
+) -> None:
+    compiled = []
+
+    def losses_of(parts: Split, config: LossConfig) -> dict[LossName, Loss]:
+        """Those of a GPU, where nothing need be compiled to see what would be run."""
+
+        def run(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            compiled.append(hidden.shape)
+            return baselines.chunked(hidden, parts.head, labels)
+
+        found = real(parts, config)
+        return {"full_logits": found.pop("full_logits"), "compiled_full_logits": run, **found}
+
+    real = memory.losses_of
+    monkeypatch.setattr(memory, "losses_of", losses_of)
+    ledger = measured(model(), batch(), passes=passes)
+    assert [entry.loss for entry in ledger.losses] == list(get_args(LossName))
+    others = by_loss(ledger)
+    entry = others.pop("compiled_full_logits")
+    assert entry.loss_layer.provenance == provenance
+    assert {other.step.provenance for other in others.values()} == {"measured"}
+    if provenance == "modelled":
+        assert not compiled
+        assert (entry.loss_layer.bytes, entry.loss_layer.formula) == (LOGITS, "one_logits")
+        assert (entry.step, entry.tokens_per_s) == (None, None)
+    else:
+        assert compiled
+    saving = next(s for s in ledger.savings if s.baseline == "compiled_full_logits")
+    assert (saving.step_ratio is None) == (provenance == "modelled")
 
 
 @contextmanager
@@ -226,14 +277,14 @@ def test_a_real_out_of_memory_of_a_baseline_is_recovered_from() -> None:
     parts = split(causal.bfloat16().to("cuda"))
     held = rows_of(rows, length, vocabulary).to(torch.device("cuda"))
     config, logits = LossConfig(implementation="triton"), rows * (length - 1) * vocabulary
-    free = memory.measure(parts, held, config)
+    free = measured(parts, held, config)
     full, ours = by_loss(free)["full_logits"], by_loss(free)["cce"]
     assert full.loss_layer.bytes > 8 * logits
     assert ours.largest_micro_batch.sequences > full.largest_micro_batch.sequences >= rows
     ratios = {saving.baseline: saving.micro_batch_ratio for saving in free.savings}
     assert ratios["full_logits"] > 2
     with capped(torch.cuda.memory_allocated() + full.loss_layer.bytes // 2):
-        tight = memory.measure(parts, held, config)
+        tight = measured(parts, held, config)
     refused = by_loss(tight)["full_logits"]
     assert refused.loss_layer.provenance == refused.step.provenance == "out_of_memory"
     assert refused.loss_layer.bytes >= 2 * logits

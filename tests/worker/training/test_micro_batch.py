@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from service.contract.estimate.record import MicroBatch
 from service.contract.spec import LoraAdapter
 from tests.worker.training.sessions import make_session, told
 from tests.worker.training.support import chats, make_spec, train
 from worker.events import MicroBatchSettled
+from worker.training import device
 from worker.training.micro_batch import probed, settle
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
@@ -40,6 +42,36 @@ def test_what_was_asked_for_is_used(tmp_path: Path) -> None:
 def test_what_ran_out_of_memory_stays_halved(tmp_path: Path) -> None:
     session = make_session(tmp_path, lengths=LENGTHS, max_micro_batch_size=4)
     assert settle(session).resolved.micro_batch_size == 4
+    assert settled(tmp_path).chosen_by == "out_of_memory"
+
+
+EARLIER = MicroBatch(
+    size=6,
+    chosen_by="probe",
+    full_logits=2,
+    provenance="measured",
+    multiple=3.0,
+    device=device.name(torch.device("cpu")),
+)
+
+
+def test_what_an_earlier_attempt_settled_is_not_looked_for_again(tmp_path: Path) -> None:
+    session = settle(make_session(tmp_path, lengths=LENGTHS, settled=EARLIER))
+    assert session.resolved.micro_batch_size == 6
+    assert session.resolved.gradient_accumulation_steps == 3
+    assert settled(tmp_path) == EARLIER
+
+
+def test_on_another_device_it_is_settled_anew(tmp_path: Path) -> None:
+    elsewhere = EARLIER.model_copy(update={"device": "NVIDIA H200"})
+    settle(make_session(tmp_path, lengths=LENGTHS, settled=elsewhere))
+    choice = settled(tmp_path)
+    assert (choice.size, choice.chosen_by, choice.device) == (16, "rule", EARLIER.device)
+
+
+def test_what_ran_out_of_memory_is_not_settled_again(tmp_path: Path) -> None:
+    options = {"settled": EARLIER, "max_micro_batch_size": 3}
+    assert settle(make_session(tmp_path, lengths=LENGTHS, **options)).resolved.micro_batch_size == 3
     assert settled(tmp_path).chosen_by == "out_of_memory"
 
 

@@ -42,6 +42,20 @@ def test_fp32_weights_move_as_under_plain_adamw() -> None:
     assert torch.equal(_flat(ours.parameters()), _flat(plain.parameters()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_clipped_together_applied_and_gone(dtype: torch.dtype) -> None:
+    model = _model(dtype)
+    _gradients(model, 0)
+    gradient, before = _flat(p.grad for p in model.parameters()), _flat(model.parameters())
+    optimizer = MasterAdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    norm = optimizer.apply_gradients(1e-3)
+    assert norm == pytest.approx(float(gradient.norm()), rel=1e-5)
+    first = _flat(optimizer.state[master]["exp_avg"] for master in optimizer.masters)
+    assert first == pytest.approx(0.1 * 1e-3 * gradient / norm, rel=1e-3, abs=1e-9)
+    assert not torch.equal(_flat(model.parameters()), before)
+    assert all(p.grad is None for p in [*model.parameters(), *optimizer.masters])
+
+
 def test_updates_below_the_last_bit_of_a_bf16_weight_are_not_lost() -> None:
     exact, held = _model(torch.bfloat16).float(), _model(torch.bfloat16)
     start = _flat(exact.parameters())

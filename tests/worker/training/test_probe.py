@@ -8,7 +8,7 @@ import torch
 
 from tests.worker.training.sessions import make_session
 from worker.training.held import Held
-from worker.training.memory import losses_of
+from worker.training.losses import losses_of
 from worker.training.probe import Probe
 from worker.training.session import Session
 

@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from cce_core import IGNORE_INDEX, LossConfig, blocked, registry
+from cce_core import IGNORE_INDEX, LossConfig, baselines, blocked, registry
+from cce_core.head import Head
 from cce_core.models import Split, split
 from cce_core.problem import Gradients, Problem, RowGrads, RowStats, State
 from service.contract.errors import JobFailure
+from service.contract.memory import OutOfMemoryReport
 from tests.worker.training.support import FAMILIES, ask, chats, make_model, make_spec, train
 from worker.events import Metrics
 from worker.training import receipt
 from worker.training.batches import Batch
 from worker.training.checkpoint import Position
+from worker.training.oom import OutOfMemory
 from worker.training.receipt import Provenance
 
 CONFIG = LossConfig(implementation="blocked")
@@ -139,6 +142,38 @@ def test_rows_are_the_predictions_compared(model: Split) -> None:
     """Of one sequence, and no more of it than suffices."""
     assert receipt.check(model, batch(), CONFIG, ORIGIN).rows == 12 - 4
     assert receipt.check(model, batch(length=400), CONFIG, ORIGIN).rows == 256
+
+
+def refuse_more_than(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """An allocator that has no memory for the fp32 logits of more positions than these."""
+    real = baselines.chunked
+
+    def chunked(hidden: torch.Tensor, head: Head, labels: torch.Tensor) -> torch.Tensor:
+        if labels[:, 1:].numel() > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB. GPU ...")
+        return real(hidden, head, labels)
+
+    monkeypatch.setattr(baselines, "chunked", chunked)
+
+
+def test_where_memory_is_short_fewer_rows_are_compared(
+    model: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_more_than(monkeypatch, 64 + 3)
+    assert receipt.check(model, batch(length=400), CONFIG, ORIGIN).rows == 64
+    monkeypatch.undo()
+    refuse_more_than(monkeypatch, 16 + 3)
+    assert receipt.check(model, batch(length=400), CONFIG, ORIGIN).rows == 16
+
+
+def test_a_job_without_memory_for_its_receipt_is_tried_at_half_the_micro_batch(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_more_than(monkeypatch, 1)
+    with pytest.raises(OutOfMemory) as failure:
+        train(make_spec(tmp_path, tiny, chats(4)))
+    report = OutOfMemoryReport.model_validate(failure.value.data)
+    assert (report.micro_batch_size, report.asked_bytes) == (4, 3 << 29)
 
 
 def test_checking_changes_neither_weights_nor_gradients_nor_mode(model: Split) -> None:

@@ -1,101 +1,25 @@
-"""Jobs for the status page to show: records driven through the store as a worker drives them."""
+"""Jobs for somebody to watch: records driven through the store as a worker drives them."""
 
 import math
 import time
 from collections.abc import Iterable
 
+from service.contract.estimate.record import JobEstimate, MicroBatch
 from service.contract.job import Event, JobError, JobRecord, JobStatus, Progress, new_id
-from service.contract.memory import Figure, LossMemory, MemoryLedger, Saving, StepPhases
-from service.contract.receipt import FilteredMass, NumericsReceipt
-from service.contract.spec import JobSpec, ResolvedOptions
+from service.contract.spec import JobSpec
 from service.contract.store import Claim, Store
+from tests.support.measured import (
+    ESTIMATE,
+    LEDGER,
+    MIB,
+    PHASES,
+    RECEIPT,
+    RESOLVED,
+    SCORED,
+    TOTAL_STEPS,
+)
 
 ORG = "org-local"
-TOTAL_STEPS = 240
-MIB = 1 << 20
-
-LEDGER = MemoryLedger(
-    device="cpu",
-    method="allocator bytes",
-    micro_batch_size=4,
-    seq_length=256,
-    tokens=812,
-    vocab_size=32_768,
-    hidden_size=256,
-    dtype="float32",
-    losses=[
-        LossMemory(
-            loss="full_logits",
-            loss_layer=Figure(bytes=305 * MIB, provenance="measured"),
-            step=Figure(bytes=612 * MIB, provenance="measured"),
-        ),
-        LossMemory(
-            loss="compiled_full_logits",
-            loss_layer=Figure(bytes=203 * MIB, provenance="modelled", formula="two_logits"),
-        ),
-        LossMemory(
-            loss="chunked",
-            loss_layer=Figure(bytes=77 * MIB, provenance="measured"),
-            step=Figure(bytes=381 * MIB, provenance="measured"),
-        ),
-        LossMemory(
-            loss="cce",
-            loss_layer=Figure(bytes=6 * MIB, provenance="measured"),
-            step=Figure(bytes=309 * MIB, provenance="measured"),
-        ),
-    ],
-    savings=[
-        Saving(
-            baseline="full_logits",
-            loss_layer_bytes=299 * MIB,
-            loss_layer_ratio=50.8,
-            step_bytes=303 * MIB,
-            step_ratio=1.98,
-            micro_batch_ratio=9.0,
-        ),
-        Saving(
-            baseline="chunked",
-            loss_layer_bytes=71 * MIB,
-            loss_layer_ratio=12.8,
-            step_bytes=72 * MIB,
-            step_ratio=1.23,
-        ),
-    ],
-)
-
-PHASES = StepPhases(steps=3, data=0.01, forward=0.06, loss=0.02, backward=0.1, optimizer=0.01)
-
-RECEIPT = NumericsReceipt(
-    implementation="blocked",
-    preset="default",
-    rows=256,
-    loss=10.4127,
-    loss_reference=10.4128,
-    loss_error=9.6e-6,
-    hidden_grad_error=3.1e-6,
-    head_grad_error=2.7e-6,
-    tolerance=1e-3,
-    filtered=[FilteredMass(step=0, p50=1.1e-3, p99=4.2e-2, fallbacks=0)],
-    seed=1,
-    training_file_sha256="0" * 64,
-    resumed_from_step=None,
-    versions={"python": "3.11.7", "torch": "2.13.0", "transformers": "5.17.0"},
-)
-
-RESOLVED = ResolvedOptions(
-    batch_size=8,
-    micro_batch_size=4,
-    gradient_accumulation_steps=2,
-    n_epochs=3,
-    learning_rate_multiplier=1,
-    learning_rate=2e-4,
-    max_seq_length=256,
-    gradient_checkpointing=False,
-    dtype="float32",
-    loss_implementation="blocked",
-    checkpoint_every=24,
-    total_steps=TOTAL_STEPS,
-)
 
 
 class SceneJob:
@@ -135,6 +59,15 @@ class SceneJob:
         self._update(None, progress=Progress(phase="measuring"))
         if ledger:
             self._update(Event(message="Memory ledger measured."), memory=LEDGER, phases=PHASES)
+
+    def settle(self, micro_batch: MicroBatch) -> None:
+        """Choose a micro-batch, and predict what it takes."""
+        self._update(Event(message="Micro-batch settled."), micro_batch=micro_batch)
+        self._update(Event(message="Memory predicted."), estimate=ESTIMATE)
+
+    def score(self, estimate: JobEstimate = SCORED) -> None:
+        """Compare the prediction with what the steps took."""
+        self._update(Event(message="Prediction scored."), estimate=estimate)
 
     def verify(self) -> None:
         """Compare the loss with fp32."""

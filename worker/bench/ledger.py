@@ -1,0 +1,169 @@
+"""Measure the ledger's bars: python -m worker.bench.ledger --help.
+
+A full fine-tune with activation checkpointing, as a job's trainer runs it: the numerics receipt and
+the memory ledger on the first batch, then training steps with our loss, whose time the ledger's is
+held against; then a few training steps with each loss, from the same start, as in a comparison. A
+loss that does not fit is a row that says so.
+
+The ledger compiles logits only in a job that is long enough for it: see `--job-steps`. What a job
+pays before its first step depends on what was compiled before: with TRITON_CACHE_DIR and
+TORCHINDUCTOR_CACHE_DIR empty it is a first job's on its machine. On CUDA, set
+PYTORCH_ALLOC_CONF=expandable_segments:True as the worker does for its trainer.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from service.contract.comparison import Cell
+from service.contract.memory import LossMemory, MemoryLedger
+from worker.bench import ledger_report as report
+from worker.bench.ledger_report import LOSSES, Overhead, Row
+from worker.bench.models import SHAPES
+from worker.bench.session import full_fine_tuning
+from worker.training import cell, trainer
+from worker.training.cell import Bench
+from worker.training.checkpoint import Position
+from worker.training.device import pick_device
+from worker.training.loop import Loop
+from worker.training.meter import PeakMeter
+from worker.training.session import Session
+from worker.training.timing import StepClock
+
+_CELL_STEPS = 6
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What is trained: a batch of `sequences`, each of `seq_length` tokens, in one micro-batch.
+
+    Attributes:
+        steps: Plain training steps whose median is taken.
+        job_steps: Of the job that pays for the ledger.
+    """
+
+    model: str
+    sequences: int
+    seq_length: int
+    steps: int
+    job_steps: int
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, write the rows, and print the tables."""
+    options = _parser().parse_args(arguments)
+    conditions = Conditions(
+        options.model, options.sequences, options.seq_length, options.steps, options.job_steps
+    )
+    rows, overhead = measure(conditions, pick_device("auto"))
+    bars = report.bars(rows, overhead)
+    if options.json is not None:
+        found = {
+            "conditions": asdict(conditions),
+            "rows": [asdict(row) for row in rows],
+            "overhead": asdict(overhead) | {"share": overhead.share},
+            "bars": [asdict(bar) | {"holds": bar.holds} for bar in bars],
+        }
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    sys.stdout.write(f"{report.tables(rows, overhead, bars)}\n")
+    return 0
+
+
+def measure(conditions: Conditions, device: torch.device) -> tuple[list[Row], Overhead]:
+    """A row for each loss, and what the ledger costs a job.
+
+    Raises:
+        JobFailure: The model itself does not fit, or its loss is not the reference's.
+    """
+    with full_fine_tuning(
+        conditions.model,
+        device,
+        sequences=conditions.sequences,
+        seq_length=conditions.seq_length,
+        steps=conditions.job_steps,
+        rows=conditions.sequences * conditions.steps,
+    ) as session:
+        started = time.perf_counter()
+        ledger, receipt = trainer.measure(session, Position())
+        seconds = time.perf_counter() - started
+        assert ledger is not None, "a job has one unless it asks for none"
+        overhead = _overhead(session, seconds, conditions)
+        bench = Bench.of(session, _CELL_STEPS, conditions.sequences)
+        cells = [cell.measure(bench, loss, conditions.sequences, _quiet) for loss in LOSSES]
+        versions = receipt.versions
+    entries = {entry.loss: entry for entry in ledger.losses}
+    rows = [_row(conditions, ledger, versions, entries.get(each.loss), each) for each in cells]
+    return rows, overhead
+
+
+def _overhead(session: Session, start_seconds: float, conditions: Conditions) -> Overhead:
+    """Train as the job does: steps until the phases have been timed, and then plain ones."""
+    session.run.model.train()
+    clock = StepClock(session.device)
+    loop = Loop(session, Position(), PeakMeter(session.run, session.device, None))
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        clock.start_step()
+        loop.step(clock)
+        return time.perf_counter() - started
+
+    timed: list[float] = []
+    while (phases := clock.result()) is None:
+        timed.append(seconds())
+    plain = statistics.median(seconds() for _ in range(conditions.steps))
+    profiled = sum(timed[-phases.steps :]) - phases.steps * plain
+    return Overhead(conditions.job_steps, start_seconds, max(0.0, profiled), plain)
+
+
+def _row(
+    conditions: Conditions,
+    ledger: MemoryLedger,
+    versions: dict[str, str],
+    entry: LossMemory | None,
+    trained: Cell,
+) -> Row:
+    step = entry.step if entry else None
+    return Row(
+        model=conditions.model,
+        loss=trained.loss,
+        tokens=conditions.sequences * conditions.seq_length,
+        dtype=ledger.dtype,
+        loss_layer=entry.loss_layer.provenance if entry else None,
+        loss_layer_bytes=entry.loss_layer.bytes if entry else None,
+        step=step.provenance if step else None,
+        step_bytes=step.bytes if step else None,
+        training=trained.outcome,
+        training_peak_bytes=trained.peak_bytes,
+        tokens_per_second=trained.tokens_per_s,
+        note=trained.note,
+        device=ledger.device,
+        torch=versions["torch"],
+        triton=versions.get("triton"),
+        transformers=versions["transformers"],
+    )
+
+
+def _quiet(steps: int, loss: float, tokens_per_s: float | None) -> None:
+    """Nobody watches the steps of a cell."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m worker.bench.ledger", description=__doc__)
+    parser.add_argument("--model", choices=SHAPES, default="gemma-2-2b")
+    parser.add_argument("--sequences", type=int, default=4, help="of a batch")
+    parser.add_argument("--seq-length", type=int, default=2048, help="tokens a sequence")
+    parser.add_argument("--steps", type=int, default=20, help="plain steps to take the median of")
+    parser.add_argument("--job-steps", type=int, default=500, help="of the job that pays")
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

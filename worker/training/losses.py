@@ -1,0 +1,30 @@
+"""The losses that are measured, ours and the baselines, each by its name on a model's head."""
+
+from collections.abc import Callable
+
+import torch
+
+from cce_core import LossConfig, baselines
+from cce_core.models import Split
+from service.contract.memory import LossName
+
+# Hidden states (B, T, D) and labels (B, T) to the summed loss, a scalar.
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def losses_of(model: Split, config: LossConfig) -> dict[LossName, Loss]:
+    """Each loss on the model's head, by its name; ours as `config` says."""
+    head = model.head
+    losses: dict[LossName, Loss] = {
+        "full_logits": lambda hidden, labels: baselines.full_logits(hidden, head, labels),
+        "chunked": lambda hidden, labels: baselines.chunked(hidden, head, labels),
+        "cce": lambda hidden, labels: (
+            head.loss(hidden, labels, config, shift=1, reduction="sum").loss
+        ),
+    }
+    if head.weight.is_cuda:  # elsewhere nobody compiles for the sake of the loss
+        losses["compiled_full_logits"] = lambda hidden, labels: baselines.compiled_full_logits(
+            hidden, head, labels
+        )
+    order: tuple[LossName, ...] = ("full_logits", "compiled_full_logits", "chunked", "cce")
+    return {name: losses[name] for name in order if name in losses}
