@@ -20,6 +20,7 @@ class Observation:
     """The filtered backward passes of a block, on their device."""
 
     _masses: list[torch.Tensor] = field(default_factory=list)  # (N,) fp32 each
+    _errors: list[torch.Tensor] = field(default_factory=list)  # () fp32 each
     _exact: list[torch.Tensor] = field(default_factory=list)  # () int32 each
 
     @property
@@ -27,14 +28,19 @@ class Observation:
         """How many there were."""
         return len(self._exact)
 
-    def add(self, masses: torch.Tensor, exact: torch.Tensor) -> None:
+    def add(self, masses: torch.Tensor, error: torch.Tensor, exact: torch.Tensor) -> None:
         """Take in a pass: see `report`."""
         self._masses.append(masses)
+        self._errors.append(error)
         self._exact.append(exact)
 
     def fallbacks(self) -> int:
         """In how many of them the device computed both gradients exactly instead."""
         return sum(int(exact) for exact in self._exact)
+
+    def errors(self) -> list[float]:
+        """The estimate of each pass's error of dE, also of those that it turned exact."""
+        return [float(error) for error in self._errors]
 
     def quantiles(self, *shares: float) -> list[float]:
         """Quantiles of the filtered mass over the rows of all passes that did not fall back."""
@@ -65,14 +71,16 @@ def wanted() -> bool:
     return bool(_observers)
 
 
-def report(masses: torch.Tensor, exact: torch.Tensor) -> None:
+def report(masses: torch.Tensor, error: torch.Tensor, exact: torch.Tensor) -> None:
     """Tell the observers of one filtered backward.
 
     Args:
         masses: (N,) fp32, the probability of each row that its gradient takes from the mean field;
             not finite where a row does not count.
+        error: () fp32, the estimate of |dE - filtered dE| / |dE|, rounding apart; NaN where the
+            filter had no room, so that none was made.
         exact: () int32, 1 where the device asked for the exact backward instead; read later, since
             it may still ask.
     """
     for observation in _observers:
-        observation.add(masses, exact)
+        observation.add(masses, error, exact)

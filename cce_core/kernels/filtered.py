@@ -1,9 +1,10 @@
 """Launch the filtered backward: few pairs exactly, the rest by their mean field.
 
-The order: count and list the kept pairs; weigh the tail and take its products; the hot blocks;
-round by round, the kept pairs' logits and dC; last dE, by row. If the pairs, or one row's large
-entries, outgrow their buffers, the device asks for the exact backward, which the caller queues
-behind: it overwrites both gradients, and returns at once otherwise. The host never waits.
+The order: count and list the kept pairs; weigh the tail, judge its error and take its products;
+the hot blocks; round by round, the kept pairs' logits and dC; last dE, by row. If the error is too
+large, or the pairs, or one row's large entries, outgrow their buffers, the device asks for the
+exact backward, which the caller queues behind: it overwrites both gradients, and returns at once
+otherwise. The host never waits.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import triton
 
 from cce_core import observe
 from cce_core.kernels.dense import hot_gradients, hot_room
+from cce_core.kernels.judge import judge_kernel, signs_kernel
 from cce_core.kernels.launch import Logit, describe
 from cce_core.kernels.pairs import block_gradient_kernel, pair_logits_kernel, row_gradient_kernel
 from cce_core.kernels.plan import count_kernel, list_kernel, plan_kernel
@@ -23,6 +25,7 @@ from cce_core.kernels.tail import tail_kernel
 from cce_core.kernels.tiling import interpreted
 
 LAST_ROUND_PAIRS = 32768
+SIGNS = 16  # projections of the error: its square is known to sqrt(2 / SIGNS) at the worst
 BYTES_PER_ROW = 144 * 2**20 // 8192  # of scratch, in all
 
 
@@ -35,6 +38,7 @@ class Filter:
     entries: int | None = None  # length of a row's list; None fills the budget
     big_entries: int = 192  # of these, slots for the large ones alone
     density: float = 0.25  # the listed part of all pairs above which exact takes over
+    error_bar: float = 2.0**-7  # the estimated error of dE above which exact takes over, as for NaN
     hot: float = 0.5  # the share of the rows above which a block is taken whole
     parts: int = 16  # dE is made in so many parts, which bounds its tail's scratch
 
@@ -123,7 +127,8 @@ def filtered_gradients(
     g_lse, g_label = upstream.g_lse / unit, upstream.g_label / unit
     job = _Job(rows, logit, masses, upstream.lse, g_lse, g_label, unit, targets, options)
     plan = _plan(job)
-    weight, mean = _weigh_tail(job, plan)
+    weight, error = _weigh_tail(job, plan)
+    mean = _block_means(logit.c, weight.to(logit.c.dtype), logit.tilings.block)
     hot_gradients(rows, logit, upstream, targets, plan.hot, plan.exact)
     pull = _product(job.mass, rows.e) if targets.dc is not None else mean
     lists = _empty_lists(job)
@@ -134,7 +139,7 @@ def filtered_gradients(
     if targets.de is not None:
         _row_gradient(job, plan, lists, mean, targets.de)
     if observe.wanted():
-        observe.report(_left_out(job), plan.exact)
+        observe.report(_left_out(job), error, plan.exact)
     return plan.exact
 
 
@@ -213,22 +218,28 @@ def _hot_room(job: _Job, slots: int) -> int:
 
 
 def _weigh_tail(job: _Job, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+    """The columns' weights, (B * BLOCK,) fp32, and the error of dE that they make, () fp32."""
     rows, logit = job.rows, job.logit
-    tiling = logit.tilings.tail
+    tiling, device = logit.tilings.tail, rows.e.device
     block, sample = logit.tilings.block, tiling.block_v
-    picked = torch.arange(sample, device=rows.e.device) * rows.count // sample
-    weight = torch.empty(len(job.mass) * block, dtype=torch.float32, device=rows.e.device)
+    picked = torch.arange(sample, device=device) * rows.count // sample
+    weight = torch.empty(len(job.mass) * block, dtype=torch.float32, device=device)
+    sums = torch.zeros((2, sample, SIGNS), dtype=torch.float32, device=device)
     programs = logit.programs * tiling.residency
     tail_kernel[(programs,)](
         describe(logit.c, block, tiling.block_d),
         describe(rows.e[picked], sample, tiling.block_d),
+        describe(_signs(job), SIGNS, tiling.block_d),
         picked.to(torch.int32),
+        rows.labels,
         job.lse,
         job.g_lse,
+        job.g_label,
         job.mass,
         plan.count,
         plan.exact,
         weight,
+        sums,
         rows.e.shape[0],
         logit.c.shape[0],
         rows.e.shape[1],
@@ -237,6 +248,7 @@ def _weigh_tail(job: _Job, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
         logit.softcap or 1.0,
         HAS_CAP=logit.softcap is not None,
         SAMPLE=sample,
+        SIGNS=SIGNS,
         BLOCK=block,
         BLOCK_D=tiling.block_d,
         PROGRAMS=programs,
@@ -244,7 +256,17 @@ def _weigh_tail(job: _Job, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
         num_stages=tiling.stages,
         **logit.common(),
     )
-    return weight, _block_means(logit.c, weight.to(logit.c.dtype), block)
+    error = torch.empty((), dtype=torch.float32, device=device)
+    judge_kernel[(1,)](sums, error, plan.exact, job.options.error_bar, SIZE=sample * SIGNS)
+    return weight, error
+
+
+def _signs(job: _Job) -> torch.Tensor:
+    """(SIGNS, D): what the error is projected on."""
+    e = job.rows.e
+    signs = torch.empty((SIGNS, e.shape[1]), dtype=e.dtype, device=e.device)
+    signs_kernel[(triton.cdiv(signs.numel(), 1024),)](signs, signs.numel(), SIZE=1024)
+    return signs
 
 
 def _block_means(c: torch.Tensor, weight: torch.Tensor, block: int) -> torch.Tensor:

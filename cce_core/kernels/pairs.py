@@ -11,7 +11,7 @@ so the last bits of dE, may vary between runs. N rows, V vocabulary, D width, bl
 columns, chunks of PAIRS rows.
 """
 
-# ruff: noqa: N803, D103, C901, SIM102 - Triton's language: constants are upper case,
+# ruff: noqa: N803, D103, C901, PLR0912, PLR0915, SIM102 - Triton's language: constants are upper case,
 # pointers come by position, branches on constants do not combine. No types: its values have none.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
 
@@ -88,6 +88,8 @@ def pair_logits_kernel(
         if (stop - base) * PAIRS > capacity:
             tl.store(exact_ptr, 1)
             stop = base
+    if tl.load(exact_ptr) > 0:
+        stop = base
     steps = tl.cdiv(D, BLOCK_D)
     for chunk in range(base + tl.program_id(0), stop, PROGRAMS):
         block = tl.load(owner_ptr + chunk)

@@ -10,7 +10,14 @@ from tests.cce_core.problems import Case, make
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 N, V, D = (600, 3000, 264) if DEVICE.type == "cuda" else (40, 152, 48)
-KEEP_ALL = {"pair_bar": 0.0, "entry_bar": 0.0, "entries": 2 * V, "big_entries": V, "density": 1.0}
+KEEP_ALL = {
+    "pair_bar": 0.0,
+    "entry_bar": 0.0,
+    "entries": 2 * V,
+    "big_entries": V,
+    "density": 1.0,
+    "error_bar": float("inf"),
+}
 
 
 def case() -> Case:

@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cce_core.kernels import exact, forward, pairs, plan, rows, tail, tiling
+from cce_core.kernels import exact, filtered, forward, judge, pairs, plan, rows, tail, tiling
 
 INTEGERS = {
     "rows_ptr", "redo_ptr", "index_ptr", "pair_row_ptr", "owner_ptr", "start_ptr",
@@ -23,7 +23,7 @@ INTEGERS = {
 }  # fmt: skip
 HALVES = {
     "mass_ptr", "tail_ptr", "entry_dz_ptr", "e_ptr", "c_ptr", "out_ptr", "pull_ptr", "de_ptr",
-    "aux_ptr",
+    "aux_ptr", "sign_ptr",
 }  # fmt: skip
 SPLIT = {"de_ptr": "*i16", "aux_ptr": "*i8"}
 COMMON = {"UPCAST": False, "PRECISION": "ieee", "PROGRAMS": 132}
@@ -63,9 +63,14 @@ def configurations(tiles: tiling.Tilings):
         }  # fmt: skip
         yield pairs.pair_logits_kernel, boxes, {}, constants, p.warps, p.stages
         w = tiles.tail
-        boxes = {"c_desc": (tiles.block, w.block_d), "sample_desc": (w.block_v, w.block_d)}
+        boxes = {
+            "c_desc": (tiles.block, w.block_d),
+            "sample_desc": (w.block_v, w.block_d),
+            "sign_desc": (filtered.SIGNS, w.block_d),
+        }
         constants = COMMON | {
-            "HAS_CAP": cap, "SAMPLE": w.block_v, "BLOCK": tiles.block, "BLOCK_D": w.block_d,
+            "HAS_CAP": cap, "SAMPLE": w.block_v, "SIGNS": filtered.SIGNS, "BLOCK": tiles.block,
+            "BLOCK_D": w.block_d,
         }  # fmt: skip
         yield tail.tail_kernel, boxes, {}, constants, w.warps, w.stages
     c = tiles.scatter
@@ -79,6 +84,9 @@ def configurations(tiles: tiling.Tilings):
     yield plan.count_kernel, {}, {}, {k: block[k] for k in ("BLOCK", "CHUNK")}, 4, 3
     yield plan.list_kernel, {}, {}, block, 4, 3
     yield plan.plan_kernel, {}, {}, {"HOT": 0.5, "PAIRS": block["PAIRS"], "SIZE": 4096}, 4, 3
+    yield judge.signs_kernel, {}, {}, {"SIZE": 1024}, 4, 3
+    constants = {"SIZE": tiles.tail.block_v * filtered.SIGNS}
+    yield judge.judge_kernel, {}, {}, constants, 4, 3
     constants = {"HAS_BIAS": False, "HAS_CAP": True, "COPY": True, "BLOCK_D": 1024}
     yield rows.rows_kernel, {}, {}, constants, 4, 3
 

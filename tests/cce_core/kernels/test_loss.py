@@ -16,7 +16,13 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZE = (600, 3000, 264) if DEVICE.type == "cuda" else (40, 152, 48)
 LIST = 8192 if DEVICE.type == "cuda" else 512
 EVERYTHING = filtered.Filter(
-    pair_bar=0.0, entry_bar=0.0, entries=LIST, big_entries=LIST // 2, density=1.0, hot=1.0
+    pair_bar=0.0,
+    entry_bar=0.0,
+    entries=LIST,
+    big_entries=LIST // 2,
+    density=1.0,
+    error_bar=float("inf"),
+    hot=1.0,
 )
 
 
