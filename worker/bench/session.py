@@ -61,9 +61,9 @@ def full_fine_tuning(
         ),
         workdir=_NOWHERE,
     )
-    resolved = resolve(spec.job, len(ids), seq_length, cuda=device.type == "cuda").model_copy(
-        update={"total_steps": steps}
-    )
+    resolved = resolve(
+        spec.job, len(ids), seq_length, cuda=device.type == "cuda", on_adapter=False
+    ).model_copy(update={"total_steps": steps})
     subject = build(name, None, device, getattr(torch, resolved.dtype), checkpointing=True)
     with _NOWHERE.open("wb") as nobody:
         yield Session(
