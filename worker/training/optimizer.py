@@ -62,8 +62,8 @@ class MasterAdamW(torch.optim.AdamW):
             group["lr"] = lr
         for weight in self._held:
             weight.grad = None
-        for rest in self.rests:
-            rest.zero_()
+        for piece in self.pieces:
+            piece.restart()
 
     def state_dict(self) -> dict[str, Any]:
         """The state of AdamW, and what the masters have beyond the weights."""

@@ -73,6 +73,13 @@ class Piece:
             _split(self.master.data, self._weight, self.rest)
             self.master.data = self._between
 
+    def restart(self) -> None:
+        """Begin anew at the weight as it is, also where a step was cut short."""
+        self.master.grad = None
+        self.master.data = self._between
+        if self.rest is not None:
+            self.rest.zero_()
+
     def whole(self) -> torch.Tensor:
         """The numbers in fp32: a copy of a bf16 weight's."""
         return self._weight if self.rest is None else _joined(self._weight, self.rest)
