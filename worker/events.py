@@ -47,6 +47,7 @@ class RunSpec(_Line):
         max_micro_batch_size: The most sequences at once, since more did not fit; None for any.
         settled: The micro-batch of an earlier attempt, which need not be found again on a device
             like that one's.
+        ledger: That of an earlier attempt, which stands for the same micro-batch on such a device.
     """
 
     mode: Mode
@@ -61,6 +62,7 @@ class RunSpec(_Line):
     device: DeviceChoice = "auto"
     max_micro_batch_size: int | None = None
     settled: MicroBatch | None = None
+    ledger: MemoryLedger | None = None
 
 
 class Message(_Line):

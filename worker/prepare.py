@@ -75,6 +75,7 @@ class Preparation:
             device=self.device,
             max_micro_batch_size=reduced.micro_batch_size if reduced else None,
             settled=record.micro_batch,
+            ledger=record.memory,
         )
 
     def model(self, record: JobRecord, workdir: Path, lease: Lease) -> ModelSource:

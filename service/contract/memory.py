@@ -143,7 +143,7 @@ class MemoryByCategory(Frozen):
     Attributes:
         weights: The model's parameters and buffers.
         gradients: Of the weights, in any dtype.
-        optimizer: Its state, and fp32 copies of weights of another dtype.
+        optimizer: Its state, and what weights of another dtype lack of fp32.
         other: All else that was allocated: activations, the loss layer, work space. None on CPU,
             where the allocator keeps no account.
     """

@@ -94,7 +94,7 @@ def test_memory_is_told_by_component_and_by_loss(
     device = only(answer)
     parts = device["components"]
     assert parts["weights"] == parts["gradients"] == 2 * PARAMETERS
-    assert parts["optimizer"] == 12 * PARAMETERS
+    assert parts["optimizer"] == 10 * PARAMETERS
     assert all(parts[name] > 0 for name in ("activations", "attention", "working"))
     assert [each["loss"] for each in device["losses"]] == [
         "full_logits",
@@ -116,7 +116,7 @@ def test_an_adapter_needs_little_beside_the_weights(
     answer = ask(http, body, adapter={"type": "lora", "rank": 16})
     assert answer["trained_parameters"] == 11_272_192
     parts = only(answer)["components"]
-    assert parts["optimizer"] == 12 * 11_272_192
+    assert parts["optimizer"] == 10 * 11_272_192
     assert parts["weights"] == 2 * (PARAMETERS + 11_272_192)
 
 

@@ -10,6 +10,7 @@ from service.contract.estimate.record import MicroBatch
 from service.contract.job import Checkpoint, new_id
 from service.contract.models import ModelRecord
 from tests.worker.support import ORG, Deployment
+from tests.worker.test_events import LEDGER
 from worker.events import Mode, RunSpec
 from worker.prepare import ModelSource, Preparation
 
@@ -114,14 +115,16 @@ def test_the_spec_is_the_jobs(stored: Deployment, workdir: Path) -> None:
 
 def test_what_an_earlier_attempt_settled_is_passed_on(stored: Deployment, workdir: Path) -> None:
     job_id = stored.create()
-    assert prepare(stored, workdir, job_id)[1].settled is None
+    spec = prepare(stored, workdir, job_id)[1]
+    assert (spec.settled, spec.ledger) == (None, None)
     choice = MicroBatch(
         size=6, chosen_by="probe", full_logits=2, provenance="measured", multiple=3.0, device="H200"
     )
     stored.lose(job_id)
-    stored.store.update(stored.hold(job_id).claim, None, micro_batch=choice)
+    stored.store.update(stored.hold(job_id).claim, None, micro_batch=choice, memory=LEDGER)
     stored.lose(job_id)
-    assert prepare(stored, workdir, job_id)[1].settled == choice
+    spec = prepare(stored, workdir, job_id)[1]
+    assert (spec.settled, spec.ledger) == (choice, LEDGER)
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda", "cpu"])

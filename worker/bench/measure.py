@@ -5,6 +5,7 @@ and equally long. On CUDA the device is the limit; on CPU a number of bytes, and
 events are counted.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -218,9 +219,7 @@ def _first_step(subject: Subject, conditions: Conditions) -> None:
     del states, loss
 
     def run() -> list[torch.Tensor]:
-        optimizer.take_gradients()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.apply_gradients(math.inf)
         return []
 
     if isinstance(taken := peak_of(run, conditions.device), OutOfMemory):

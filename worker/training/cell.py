@@ -23,6 +23,7 @@ from worker.training import checkpoint, full_logits
 from worker.training.allocator import OutOfMemory, attempt, peak_of
 from worker.training.batches import Batch
 from worker.training.evaluation import evaluate
+from worker.training.held import Held
 from worker.training.model import hidden_states
 from worker.training.parity import gradient_error
 from worker.training.session import Row, Session, epoch_order
@@ -75,14 +76,6 @@ class Bench:
         weights = checkpoint.trainable(session.run.model)
         return cls(session, steps, length, [w.detach().to("cpu", copy=True) for w in weights])
 
-    @property
-    def held_bytes(self) -> int:
-        """What lasts from step to step: weights, and what the optimizer keeps."""
-        run = self.session.run
-        kept = [value for values in run.optimizer.state.values() for value in values.values()]
-        tensors = [*run.model.parameters(), *run.model.buffers(), *run.optimizer.masters, *kept]
-        return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
-
 
 def stream(session: Session, start: int, count: int) -> list[Row]:
     """`count` rows from the `start`-th on, of all epochs in their order."""
@@ -121,7 +114,7 @@ def _trained(bench: Bench, cell: Cell, tell: Tell) -> Cell | OutOfMemory:
         return []
 
     step()
-    held = bench.held_bytes
+    held = Held.by(session.run.model, session.run.optimizer).total
     peak = peak_of(step, session.device)
     if isinstance(peak, OutOfMemory):
         return peak

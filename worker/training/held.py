@@ -15,8 +15,8 @@ class Held:
 
     Attributes:
         weights: Of the model, its buffers included.
-        gradients: Of the model's weights and of the optimizer's own copies.
-        optimizer: The state of AdamW, and fp32 masters that are not the model's weights.
+        gradients: Of the model's weights.
+        optimizer: The state of AdamW, and what its masters have beyond the model's weights.
     """
 
     weights: int
@@ -27,13 +27,11 @@ class Held:
     def by(cls, model: nn.Module, optimizer: MasterAdamW) -> "Held":
         """What a model and its optimizer hold now."""
         weights = [*model.parameters(), *model.buffers()]
-        own = [master for master in optimizer.masters if all(master is not w for w in weights)]
-        trained = [*model.parameters(), *own]
         state = [value for values in optimizer.state.values() for value in values.values()]
         return cls(
             weights=_size(weights),
-            gradients=_size(p.grad for p in trained if p.grad is not None),
-            optimizer=_size([*own, *(v for v in state if isinstance(v, torch.Tensor))]),
+            gradients=_size(p.grad for p in model.parameters() if p.grad is not None),
+            optimizer=_size([*optimizer.rests, *(v for v in state if isinstance(v, torch.Tensor))]),
         )
 
     @property

@@ -88,13 +88,10 @@ class Probe:
                 weight.grad = None
 
     def _in_use(self, taken: Peak) -> int:
-        """The larger of the pass, whose gradients are still there, and of the optimizer's step."""
+        """The larger of the pass and of the optimizer's step, both above the gradients."""
         held, cuda = Held.by(self.model.model, self.optimizer), self.device.type == "cuda"
         now = torch.cuda.memory_allocated(self.device) if cuda else held.total
-        numbers = [master.numel() for master in self.optimizer.masters]
-        space = 4 * sum(numbers) if cuda else 8 * max(numbers)
-        stepping = 4 * sum(numbers) + space - held.gradients
-        return now + self.optimizer.unmade_bytes + max(taken.bytes, stepping)
+        return now + self.optimizer.unmade_bytes + max(taken.bytes, self.optimizer.scratch_bytes)
 
 
 def cuda_limit(device: torch.device, slack: float = SLACK) -> int:

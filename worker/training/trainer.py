@@ -12,9 +12,10 @@ from service.contract.resolve import resolve, sequence_length
 from service.contract.spec import ResolvedOptions
 from worker.events import Ledger, Message, Receipt, Resolved, Result, RunSpec, Validated
 from worker.training import batches, checkpoint, data, memory, oom, outliers, receipt, report
+from worker.training import device as device_of
 from worker.training.adapter import is_adapted
+from worker.training.batches import Batch
 from worker.training.checkpoint import Position, Run
-from worker.training.device import pick_device
 from worker.training.examples import Example
 from worker.training.forecast import Forecast
 from worker.training.loop import Loop
@@ -58,7 +59,7 @@ def open_session(spec: RunSpec, reporter: Reporter) -> tuple[Session, Position]:
     """Load all that the job works with, and put it where the last attempt left it."""
     reporter.phase("loading")
     checkpoint.seed_everything(spec.job.seed)
-    device = pick_device(spec.device)
+    device = device_of.pick_device(spec.device)
     tokenizer, config = load_tokenizer(spec), load_config(spec)
     length = sequence_length(spec.job, context_of(config))
     reporter.phase("validating")
@@ -151,16 +152,35 @@ def measure(session: Session, position: Position) -> tuple[MemoryLedger | None, 
             parity = receipt.check(session.model, batch, session.loss, provenance)
         session.reporter.send(Receipt(receipt=parity))
         if session.spec.job.options.memory_ledger:
-            with oom.while_training(session):
-                ledger = memory.measure(
-                    session.model,
-                    batch,
-                    session.loss,
-                    passes=session.passes_from(position.step),
-                    optimizer_bytes=session.run.optimizer.unmade_bytes,
-                )
-            session.reporter.send(Ledger(ledger=ledger))
+            ledger = _ledger(session, batch, position)
     return ledger, parity
+
+
+def _ledger(session: Session, batch: Batch, position: Position) -> MemoryLedger:
+    """That of an earlier attempt on such a batch and device, or else a new one; which is told."""
+    known = session.spec.ledger
+    if known is not None and _conditions(known) == (
+        device_of.name(session.device),
+        *batch.input_ids.shape,
+    ):
+        message = "The memory ledger of an earlier attempt stands: batch and device are the same."
+        session.reporter.send(Message(message=message))
+        return known
+    with oom.while_training(session):
+        ledger = memory.measure(
+            session.model,
+            batch,
+            session.loss,
+            passes=session.passes_from(position.step),
+            optimizer_bytes=session.run.optimizer.unmade_bytes,
+        )
+    session.reporter.send(Ledger(ledger=ledger))
+    return ledger
+
+
+def _conditions(ledger: MemoryLedger) -> tuple[str, int, int]:
+    """What may differ between the attempts at a job."""
+    return ledger.device, ledger.micro_batch_size, ledger.seq_length
 
 
 def _finish(

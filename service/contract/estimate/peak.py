@@ -7,7 +7,7 @@
                      activations and work
     embedding        weights, optimizer, all gradients, and the embedding's once more where it is
                      added to another: the head's, if they are tied, or an earlier micro-batch's
-    optimizer step   weights, optimizer, fp32 gradients, and the work space of AdamW
+    optimizer step   weights, optimizer, gradients, and a chunk of both in fp32
 
 Between the moments of the backward, activations are freed as gradients come, both linear in the
 layers done, so that no moment in between is larger than the first and the last. With gradients of
@@ -16,9 +16,9 @@ trained, s bytes each:
 
     weights        s P
     gradients      s p
-    optimizer      AdamW's two moments in fp32, 8 p, and for bf16 the fp32 masters, 4 p
-    its step       fp32 gradients 4 p; on CUDA the square roots of all second moments at once, 4 p;
-                   on CPU two numbers for each of the largest tensor
+    optimizer      AdamW's two moments in fp32, 8 p; for bf16 the masters' lower halves, 2 p
+    its step       gradients s p; for bf16 master and gradient in fp32, 8 c for a chunk of at most
+                   c numbers, whose own gradients are gone if no tensor is larger than it
     batch          ids, labels, positions and mask, int64: 32 N
 """
 
@@ -31,6 +31,8 @@ from service.contract.estimate.workload import Workload
 from service.contract.memory import LossName
 
 _BATCH_BYTES = 32
+# Of what the optimizer steps at once; 256 MiB in fp32.
+CHUNK_NUMBERS = 2**26
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Components:
         attention: The part of them that attention saved; with checkpointing, of `working`.
         working: What the backward of a layer takes beside; with checkpointing, the layer that is
             computed again.
-        optimizer_step: Gradients in fp32 and work space, while the optimizer steps.
+        optimizer_step: Gradients, and a chunk in fp32, while the optimizer steps.
         loss: What each loss takes, its gradients included.
     """
 
@@ -78,16 +80,15 @@ def components(shape: ModelShape, work: Workload) -> Components:
     trained = trained_parameters(shape, work)
     added = 0 if work.full else trained
     again = activations.recomputed_bytes(shape, work)
-    space = 4 * trained if work.device == "cuda" else 8 * _largest_tensor(shape, work)
     return Components(
         weights=work.item * (shape.parameters + added),
-        optimizer=trained * (8 if work.item == 4 else 12),
+        optimizer=trained * (8 if work.item == 4 else 10),
         gradients=work.item * trained,
         activations=activations.saved_bytes(shape, work) + _BATCH_BYTES * work.tokens,
         attention=activations.attention_bytes(shape, work)
         * (1 if work.checkpointing else shape.layers),
         working=activations.working_bytes(shape, work) + again,
-        optimizer_step=4 * trained + space,
+        optimizer_step=_optimizer_step(shape, work, trained),
         loss={loss: losses.loss_bytes(shape, work, loss) for loss in losses.LOSSES},
     )
 
@@ -122,6 +123,15 @@ def moments(shape: ModelShape, work: Workload, loss: LossName) -> dict[str, int]
 def step_bytes(shape: ModelShape, work: Workload, loss: LossName) -> int:
     """The peak of a training step."""
     return max(moments(shape, work, loss).values())
+
+
+def _optimizer_step(shape: ModelShape, work: Workload, trained: int) -> int:
+    """What AdamW takes beside what it holds; an fp32 weight is stepped where it is."""
+    if work.item == 4:
+        return 4 * trained
+    chunk = min(trained, CHUNK_NUMBERS)
+    freed = chunk if _largest_tensor(shape, work) <= chunk else 0
+    return work.item * (trained - freed) + 8 * chunk
 
 
 def _largest_tensor(shape: ModelShape, work: Workload) -> int:

@@ -11,12 +11,12 @@ class ComponentBytes(Frozen):
     """What takes memory in a step, in bytes; not all of it at once."""
 
     weights: int
-    optimizer: int = Field(description="AdamW's moments, and the fp32 copies of bf16 weights.")
+    optimizer: int = Field(description="AdamW's moments, and what bf16 weights lack of fp32.")
     gradients: int
     activations: int = Field(description="What the forward keeps for the backward.")
     attention: int = Field(description="The part of the activations that attention keeps.")
     working: int = Field(description="What the backward of a layer takes beside.")
-    optimizer_step: int = Field(description="Gradients in fp32 and work space.")
+    optimizer_step: int = Field(description="Gradients, and a chunk of all in fp32.")
 
 
 class JobEstimate(Frozen):

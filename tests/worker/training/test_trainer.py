@@ -289,6 +289,37 @@ def test_the_measurements_leave_no_trace_in_the_training(run: RunJob) -> None:
     assert with_ledger.losses == without.losses
 
 
+def test_the_ledger_of_an_earlier_attempt_stands_for_the_same_batch_and_device(
+    run: RunJob,
+) -> None:
+    options: dict[str, Any] = {"memory_ledger": True, "checkpoint_every": 2}
+    first = run(chats(12), **options)
+    ledger = first.one(Ledger).ledger
+    checkpoint = first.of(CheckpointWritten)[0].path
+    resumed = run(chats(12), **options, resume_from=checkpoint, ledger=ledger)
+    assert resumed.of(Ledger) == []
+    assert [m.message for m in resumed.of(Message)][1].startswith("The memory ledger of an earlier")
+    report = json.loads(resumed.result.report.read_text())
+    assert report["memory"] == ledger.model_dump(mode="json")
+    assert resumed.losses[3] == first.losses[3]
+
+
+@pytest.mark.parametrize(
+    "changed", [{"device": "NVIDIA H200"}, {"micro_batch_size": 8}, {"seq_length": 4096}]
+)
+def test_another_ledger_is_measured_for_another_batch_or_device(
+    run: RunJob, changed: dict[str, Any]
+) -> None:
+    ledger = run(chats(8), memory_ledger=True).one(Ledger).ledger
+    other = ledger.model_copy(update=changed)
+    again = run(chats(8), memory_ledger=True, ledger=other).one(Ledger).ledger
+    assert (again.device, again.micro_batch_size, again.seq_length) == (
+        ledger.device,
+        ledger.micro_batch_size,
+        ledger.seq_length,
+    )
+
+
 def test_the_ledger_measures_the_step_that_the_job_takes(run: RunJob) -> None:
     """Recomputed activations are not held in it either."""
     plain, recomputed = (

@@ -13,6 +13,8 @@ from service.contract.estimate.workload import Workload
 from service.contract.memory import LossName
 from service.contract.spec import LoraAdapter
 from worker.training.allocator import Peak, peak_of
+from worker.training.held import Held
+from worker.training.optimizer import MasterAdamW
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -88,6 +90,21 @@ def step(model: Any, work: Workload, loss: LossName) -> int:
     peak = peak_of(run, CPU)
     assert isinstance(peak, Peak)
     return peak.bytes + sum(w.grad.nbytes for w in model.parameters() if w.grad is not None)
+
+
+def training_step(model: Any, optimizer: MasterAdamW, work: Workload, loss: LossName) -> int:
+    """The peak of a pass with the optimizer's step after it, with all that is held."""
+
+    def run() -> list[torch.Tensor]:
+        batch = _batch(model, work)
+        _loss(_trunk(model, batch, work), split(model).head, batch, loss).backward()
+        optimizer.apply_gradients(1.0)
+        return []
+
+    run()  # which makes the moments
+    peak = peak_of(run, CPU)
+    assert isinstance(peak, Peak)
+    return Held.by(model, optimizer).total + peak.bytes
 
 
 def loss_layer(shape: ModelShape, work: Workload, loss: LossName) -> int:
