@@ -21,7 +21,15 @@ N rows, V vocabulary, D width. Offsets are 64-bit where they can pass 2**31.
 import triton
 import triton.language as tl
 
-from cce_core.kernels.primitives import LOG2E, capped, dot, grid_barrier, grouped_tile, halves
+from cce_core.kernels.primitives import (
+    LOG2E,
+    capped,
+    dot,
+    grid_barrier,
+    grouped_tile,
+    halves,
+    merged,
+)
 
 
 @triton.jit
@@ -108,13 +116,6 @@ def dlogits(
                 g = g * (1.0 - ratio * ratio)
             g = tl.where(here[:, None] & inside[None, :], g, 0.0).to(out_desc.dtype)
             out_desc.store([m * BLOCK_N, n * BLOCK_V + half * (BLOCK_V // 2)], g)
-
-
-@triton.jit
-def merged(upper, lower):
-    """The fp32 number whose upper 24 bits are these int16 and int8."""
-    bits = (upper.to(tl.int32) << 16) | ((lower.to(tl.int32) & 0xFF) << 8)
-    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -358,7 +359,7 @@ def exact_kernel(
             columns,
             D,
             LISTED or (start == 0),
-            LISTED or (start + columns == V),
+            not SPLIT if LISTED else (start + columns == V),
             SPLIT,
             WITH_DE,
             WITH_DC,

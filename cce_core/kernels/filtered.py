@@ -14,19 +14,18 @@ import torch
 import triton
 
 from cce_core import observe
-from cce_core.kernels.dense import hot_gradients, hot_room
+from cce_core.kernels.dense import HotRoom, hot_gradients, keeps_bits
 from cce_core.kernels.judge import judge_kernel, signs_kernel
 from cce_core.kernels.launch import Logit, describe
 from cce_core.kernels.pairs import block_gradient_kernel, pair_logits_kernel, row_gradient_kernel
 from cce_core.kernels.plan import count_kernel, list_kernel, plan_kernel
 from cce_core.kernels.rows import Rows
-from cce_core.kernels.slices import Listed, Targets, Upstream
+from cce_core.kernels.slices import BYTES_PER_ROW, Listed, Targets, Upstream
 from cce_core.kernels.tail import tail_kernel
 from cce_core.kernels.tiling import interpreted
 
 LAST_ROUND_PAIRS = 32768
 SIGNS = 16  # projections of the error: its square is known to sqrt(2 / SIGNS) at the worst
-BYTES_PER_ROW = 144 * 2**20 // 8192  # of scratch, in all
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,7 @@ class Plan:
     count: torch.Tensor  # (B,) int32, negative for the hot ones
     start: torch.Tensor  # (B + 1,) int32
     hot: Listed
+    lent: bool  # whether dC lends the hot blocks their dz
     exact: torch.Tensor  # () int32
     pair_row: torch.Tensor  # (slots,) int32
     owner: torch.Tensor  # (slots / PAIRS,) int32
@@ -129,7 +129,7 @@ def filtered_gradients(
     plan = _plan(job)
     weight, error = _weigh_tail(job, plan)
     mean = _block_means(logit.c, weight.to(logit.c.dtype), logit.tilings.block)
-    hot_gradients(rows, logit, upstream, targets, plan.hot, plan.exact)
+    bits = hot_gradients(rows, logit, upstream, targets, plan.hot, plan.exact, lent=plan.lent)
     pull = _product(job.mass, rows.e) if targets.dc is not None else mean
     lists = _empty_lists(job)
     for turn in _rounds(rows, logit, targets.dc):
@@ -137,7 +137,7 @@ def filtered_gradients(
         if targets.dc is not None:
             _block_gradient(job, plan, turn, (weight, pull), targets.dc)
     if targets.de is not None:
-        _row_gradient(job, plan, lists, mean, targets.de)
+        _row_gradient(job, plan, lists, mean, targets.de, bits)
     if observe.wanted():
         observe.report(_left_out(job), error, plan.exact)
     return plan.exact
@@ -157,13 +157,16 @@ def _plan(job: _Job) -> Plan:
     pairs = tiles.pairs.block_n
     slots = (int(job.options.density * blocks * n) // pairs + blocks) * pairs
 
+    hot = _hot_room(job, slots)
+
     def integers(*size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.int32, device=device)
 
     plan = Plan(
         count=integers(blocks),
         start=integers(blocks + 1),
-        hot=Listed(integers(_hot_room(job, slots)), integers()),
+        hot=Listed(integers(hot.blocks), integers()),
+        lent=hot.lent,
         exact=job.masses.exact,
         pair_row=integers(slots),
         owner=integers(slots // pairs),
@@ -209,12 +212,14 @@ def _eligible(job: _Job) -> int:
     return v // block if job.targets.dc is None else triton.cdiv(v, block) // 2
 
 
-def _hot_room(job: _Job, slots: int) -> int:
-    """How many can be: their dz lives while the tail's profile and the list of pairs do."""
-    n, d = job.rows.e.shape
-    item = job.rows.e.element_size()
-    taken = job.rows.e.nbytes + job.mass.nbytes + 4 * slots + len(job.mass) * d * item
-    return hot_room(n, job.logit.tilings.block, item, BYTES_PER_ROW * n - taken)
+def _hot_room(job: _Job, slots: int) -> HotRoom:
+    """How many can be: in scratch, their dz lives beside the tail's profile and the pairs."""
+    rows, targets = job.rows, job.targets
+    n, d = rows.e.shape
+    taken = rows.e.nbytes + job.mass.nbytes + 4 * slots + len(job.mass) * d * rows.e.element_size()
+    taken += n * d * keeps_bits(targets, d)
+    spare = BYTES_PER_ROW * n - taken
+    return HotRoom.of(rows, job.logit.tilings.block, targets.dc, _eligible(job), spare)
 
 
 def _weigh_tail(job: _Job, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
@@ -304,7 +309,7 @@ def _list_length(job: _Job) -> int:
     item = job.rows.e.element_size()
     taken = job.rows.e.nbytes + job.mass.nbytes + 2 * blocks * d * item
     taken += LAST_ROUND_PAIRS * job.logit.tilings.block * item + n * d * item // options.parts
-    taken += int(options.density * blocks * n) * 4
+    taken += int(options.density * blocks * n) * 4 + n * d * keeps_bits(job.targets, d)
     room = BYTES_PER_ROW * n - taken
     return min(max(room // (6 * n) // 16 * 16, 2 * options.big_entries), 4096)
 
@@ -411,7 +416,12 @@ def _block_gradient(
 
 
 def _row_gradient(
-    job: _Job, plan: Plan, lists: _Lists, mean: torch.Tensor, de: torch.Tensor
+    job: _Job,
+    plan: Plan,
+    lists: _Lists,
+    mean: torch.Tensor,
+    de: torch.Tensor,
+    bits: torch.Tensor | None,
 ) -> None:
     n, d = job.rows.e.shape
     step = max(triton.cdiv(n, job.options.parts), 256)
@@ -428,12 +438,15 @@ def _row_gradient(
             job.rows.count,
             plan.exact,
             job.unit,
-            de,
+            plan.hot.count,
+            bits if bits is not None else de,
+            de.view(torch.int16) if bits is not None else de,
             first,
             d,
             lists.col.shape[1],
             job.options.big_entries,
             job.logit.c.stride(0),
+            SPLIT=bits is not None,
             BATCH=16,
             BLOCK_D=block_d,
             num_warps=4,

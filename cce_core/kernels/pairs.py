@@ -18,7 +18,7 @@ columns, chunks of PAIRS rows.
 import triton
 import triton.language as tl
 
-from cce_core.kernels.primitives import LOG2E, capped, dot, halves
+from cce_core.kernels.primitives import LOG2E, capped, dot, halves, merged
 
 BIG_ENTRY = tl.constexpr(16.0)  # in units of the entry threshold
 
@@ -217,12 +217,15 @@ def row_gradient_kernel(
     rows_ptr,
     exact_ptr,
     unit_ptr,
-    de_ptr,  # (N, D), the hot blocks' share in
+    heat_ptr,  # () int32: how many blocks are hot
+    bits_ptr,  # (N, D) int8, the lower bits of the hot blocks' share where SPLIT
+    de_ptr,  # (N, D), the hot blocks' share in; its bits where SPLIT
     first,  # the part's first row
     D,
     K,
     BIG,
     c_stride,
+    SPLIT: tl.constexpr,
     BATCH: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -247,5 +250,11 @@ def row_gradient_kernel(
         tail = tl.load(tail_ptr + here, mask=inside, other=0.0).to(tl.float32)
         total = (tl.sum(acc, 0) + tail) * tl.load(unit_ptr)
         target = tl.load(index_ptr + row).to(tl.int64) * D + col
-        total += tl.load(de_ptr + target, mask=inside, other=0.0).to(tl.float32)
-        tl.store(de_ptr + target, total.to(de_ptr.dtype.element_ty), mask=inside)
+        given = inside & (tl.load(heat_ptr) > 0)
+        held = tl.load(de_ptr + target, mask=given, other=0)
+        if SPLIT:
+            lower = tl.load(bits_ptr + row.to(tl.int64) * D + col, mask=given, other=0)
+            total = (total + merged(held, lower)).to(tl.bfloat16).to(tl.int16, bitcast=True)
+        else:
+            total = (total + held.to(tl.float32)).to(de_ptr.dtype.element_ty)
+        tl.store(de_ptr + target, total, mask=inside)

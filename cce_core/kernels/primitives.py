@@ -47,6 +47,13 @@ def halves(x):
 
 
 @triton.jit
+def merged(upper, lower):
+    """The fp32 number whose upper 24 bits are these int16 and int8."""
+    bits = (upper.to(tl.int32) << 16) | ((lower.to(tl.int32) & 0xFF) << 8)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def grid_barrier(arrived_ptr, goal, ASYNC: tl.constexpr):
     """Wait for all programs; what each wrote before, all see after. They must run at once.
 

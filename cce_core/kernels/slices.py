@@ -10,7 +10,7 @@ from cce_core.kernels.launch import Logit, describe
 from cce_core.kernels.rows import Rows
 from cce_core.kernels.tiling import Tiling
 
-BYTES_PER_ROW = 144 * 2**20 // 8192  # of scratch, in all
+BYTES_PER_ROW = 152 * 2**20 // 8192  # of scratch, in all
 LEAST = 512  # columns of dz in scratch of its own, whatever others hold
 ENOUGH = 2048  # where the unwritten part of dC holds the wide slices
 WIDEST = 16384

@@ -57,8 +57,8 @@ HOPPER = Tilings(
     gradients=Tiling(128, 256, 64, 16, 8, 4, flatten=False),
     hot_logits=Tiling(256, 128, 64, 16, 8, 3, flatten=False),
     pairs=Tiling(64, 128, 64, 1, 4, 4, flatten=False, residency=2),
-    scatter=Tiling(128, 256, 64, 1, 8, 2, flatten=False),
-    tail=Tiling(128, 128, 64, 1, 8, 3, flatten=False),
+    scatter=Tiling(128, 128, 64, 1, 4, 3, flatten=False, residency=2),
+    tail=Tiling(128, 128, 64, 1, 8, 4, flatten=False),
     block=128,
 )
 BLACKWELL = replace(  # accumulators come back from tensor memory: more warps share their registers

@@ -79,7 +79,10 @@ def configurations(tiles: tiling.Tilings):
         "EVEN_D": True, "BLOCK": tiles.block, "BLOCK_D": c.block_v, "BLOCK_K": c.block_d,
     }  # fmt: skip
     yield pairs.block_gradient_kernel, boxes, {}, constants, c.warps, c.stages
-    yield pairs.row_gradient_kernel, {}, {}, {"BATCH": 16, "BLOCK_D": 512}, 4, 3
+    for split in (False, True):
+        special = {"de_ptr": "*i16", "bits_ptr": "*i8"} if split else {"bits_ptr": "*bf16"}
+        constants = {"SPLIT": split, "BATCH": 16, "BLOCK_D": 512}
+        yield pairs.row_gradient_kernel, {}, special, constants, 4, 3
     block = {"BLOCK": tiles.block, "PAIRS": tiles.pairs.block_n, "CHUNK": 1024}
     yield plan.count_kernel, {}, {}, {k: block[k] for k in ("BLOCK", "CHUNK")}, 4, 3
     yield plan.list_kernel, {}, {}, block, 4, 3
