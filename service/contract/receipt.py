@@ -39,7 +39,8 @@ class NumericsReceipt(Frozen):
         filtered: Over time, evenly thinned; empty where every backward is exact.
         training_file_sha256: Of the bytes that were trained on, in hex.
         resumed_from_step: The checkpoint that this attempt began with; None for the beginning.
-        versions: Of what computed it: packages, CUDA, its driver, the device.
+        versions: Of what computed it: packages, CUDA, its driver, the device, the kind of
+            machine.
     """
 
     implementation: str

@@ -217,6 +217,7 @@ def _versions(device: torch.device) -> dict[str, str]:
         "cuda": str(torch.version.cuda),
         "driver": device_of.driver_version(),
         "device": device_of.name(device),
+        "machine": platform.machine(),
     }
     return {name: version for name, version in found.items() if version is not None}
 

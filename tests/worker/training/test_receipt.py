@@ -93,7 +93,14 @@ def test_the_loss_of_every_family_is_within_tolerance(family: str, dtype: torch.
     assert (found.training_file_sha256, found.resumed_from_step) == ("ab" * 32, 20)
     assert found.filtered == []  # the blocked loss is exact
     assert found.versions["torch"] == torch.__version__
-    assert {"python", "transformers", "triton", "cuda", "device"} <= found.versions.keys()
+    assert {
+        "python",
+        "transformers",
+        "triton",
+        "cuda",
+        "device",
+        "machine",
+    } <= found.versions.keys()
 
 
 @pytest.mark.parametrize(("part", "broken"), BROKEN)
