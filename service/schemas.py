@@ -150,6 +150,8 @@ class MetricPoint(BaseModel):
     learning_rate: float | None = None
     filtered_mass_p50: float | None = None
     filtered_mass_p99: float | None = None
+    filter_error_p50: float | None = None
+    filter_error_max: float | None = None
     filter_fallbacks: int | None = None
 
     @classmethod
@@ -251,7 +253,7 @@ class JobHead(BaseModel):
     )
     receipt: NumericsReceipt | None = Field(
         description="Extension: the loss and its gradients against fp32 on the first batch, what"
-        " the filter left out since, and what computed it."
+        " the filter left out since and the error that it estimated, and what computed it."
     )
     resolved: ResolvedOptions | None = Field(
         description='Extension: every "auto" resolved, once the trainer has done so.'

@@ -22,12 +22,12 @@ def main(arguments: list[str]) -> int:
     )
     chosen = parser.parse_args(arguments)
     settings, queues = WorkerSettings(), [QUEUES[name] for name in chosen.queues]
-    if chosen.ping:
-        return 0 if answers(settings, queues) else 1
     try:
         check_access(settings)
     except AccessRefused as error:
         parser.exit(1, f"{error}\n")
+    if chosen.ping:
+        return 0 if answers(settings, queues) else 1
     worker = make_worker(settings, queues)
     worker.start()
     return int(worker.exitcode or 0)

@@ -8,7 +8,7 @@ have no Redis and no job status in them: what an event means for the record is t
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter
 
 from service.contract.errors import JobFailureCode
 from service.contract.estimate.record import JobEstimate, MicroBatch
@@ -145,6 +145,8 @@ class Metrics(_Line):
     learning_rate: float | None = None
     filtered_mass_p50: float | None = None
     filtered_mass_p99: float | None = None
+    filter_error_p50: FiniteFloat | None = None
+    filter_error_max: FiniteFloat | None = None
     filter_fallbacks: int | None = None
 
 

@@ -54,7 +54,7 @@ def connect(settings: Settings, timeout_s: float = SOCKET_TIMEOUT_S) -> Redis:
 
 
 class AccessRefused(Exception):
-    """Redis answers, and lets nobody in with the credentials of the settings."""
+    """Redis lets nobody in with the credentials of the settings, or they cannot be read."""
 
 
 def check_access(settings: Settings) -> None:
@@ -63,9 +63,9 @@ def check_access(settings: Settings) -> None:
     A Redis that does not answer may yet come; the log is told.
 
     Raises:
-        AccessRefused: It does not take the password, or wants one.
+        AccessRefused: It does not take the password, or wants one, or its file cannot be read.
     """
-    with connect(settings) as redis:
+    with _connect_or_refuse(settings) as redis:
         try:
             redis.ping()
         except AuthenticationError as error:
@@ -73,6 +73,19 @@ def check_access(settings: Settings) -> None:
             raise AccessRefused(f"Redis at {settings.redis_address} {why}") from error
         except (RedisConnectionError, RedisTimeoutError) as error:
             _LOG.warning("Redis at %s does not answer yet: %s", settings.redis_address, error)
+
+
+def _connect_or_refuse(settings: Settings) -> Redis:
+    try:
+        return connect(settings)  # it reads the file; the network comes later
+    except OSError as error:
+        why = error.strerror
+    except UnicodeDecodeError:
+        why = "it is no text"  # the error itself would quote the password
+    raise AccessRefused(
+        f"The password of Redis at {settings.redis_address} cannot be read from "
+        f"{settings.redis_password_file}, which HEADROOM_REDIS_PASSWORD_FILE names: {why}"
+    )
 
 
 def _refusal(settings: Settings, redis: Redis, error: AuthenticationError) -> str:

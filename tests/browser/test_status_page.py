@@ -7,11 +7,12 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from service.auth import make_key
+from service.contract.receipt import FilteredMass
 from service.contract.settings import Settings
 from service.contract.store import Store
 from tests.browser.conftest import Server, serving
 from tests.support.job_scene import SceneJob, train_loss
-from tests.support.measured import LEDGER, MIB, MICRO_BATCH, SCORED, TOTAL_STEPS
+from tests.support.measured import LEDGER, MIB, MICRO_BATCH, RECEIPT, SCORED, TOTAL_STEPS
 from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.browser
@@ -74,6 +75,28 @@ def test_the_ledger_as_bars(page: Page, server: Server, job: SceneJob) -> None:
     assert widths[2] / widths[0] == pytest.approx(sizes[2] / sizes[0], rel=0.02)
     page.get_by_text("log", exact=True).click()
     assert layer.locator(".bar").nth(2).bounding_box()["width"] > 2 * widths[2]
+
+
+def test_the_errors_of_the_receipt(page: Page, server: Server, job: SceneJob) -> None:
+    page.goto(f"{server.url}/#{job.id}")
+    expect(page.locator("#ledger")).to_contain_text("Whole training step")
+    expect(page.locator("#ledger")).not_to_contain_text("fp32 on the first batch")
+    job.verify()
+    expect(page.locator("#ledger")).to_contain_text(
+        "Against fp32 on the first batch: loss 9.60e-6 off, gradients 3.10e-6 off,"
+        " of 0.00100 allowed. The filter estimates its error in the gradient of the hidden states:"
+        " up to 0.00290."
+    )
+
+
+def test_a_filter_that_estimated_nothing_is_not_quoted(
+    page: Page, server: Server, job: SceneJob
+) -> None:
+    nothing = FilteredMass(step=0, p50=0, p99=0, fallbacks=1)
+    job.verify(RECEIPT.model_copy(update={"filtered": [nothing]}))
+    page.goto(f"{server.url}/#{job.id}")
+    expect(page.locator("#ledger")).to_contain_text("of 0.00100 allowed.")
+    expect(page.locator("#ledger")).not_to_contain_text("The filter")
 
 
 def test_the_prediction_and_what_came_of_it(page: Page, server: Server, job: SceneJob) -> None:

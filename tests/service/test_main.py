@@ -77,6 +77,25 @@ def test_it_does_not_start_with_a_password_that_redis_refuses(
     assert "s3cret" not in done.stderr
 
 
+@pytest.mark.parametrize("program", [["service", "--port", "0"], ["worker"], ["worker", "--ping"]])
+def test_it_does_not_start_with_a_password_that_cannot_be_read(
+    tmp_path: Path, program: list[str]
+) -> None:
+    settings = ServiceSettings(redis_password_file=tmp_path / "missing")
+    done = subprocess.run(
+        [sys.executable, "-m", *program],
+        env=os.environ | environment(settings),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"The password of Redis at {settings.redis_url} cannot be read")
+    assert str(tmp_path / "missing") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_it_does_not_start_with_a_file_of_keys_that_is_none(
     service_settings: ServiceSettings, tmp_path: Path
 ) -> None:

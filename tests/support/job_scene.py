@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from service.contract.estimate.record import JobEstimate, MicroBatch
 from service.contract.job import Event, JobError, JobRecord, JobStatus, Progress, new_id
+from service.contract.receipt import NumericsReceipt
 from service.contract.spec import JobSpec
 from service.contract.store import Claim, Store
 from tests.support.measured import (
@@ -69,9 +70,9 @@ class SceneJob:
         """Compare the prediction with what the steps took."""
         self._update(Event(message="Prediction scored."), estimate=estimate)
 
-    def verify(self) -> None:
+    def verify(self, receipt: NumericsReceipt = RECEIPT) -> None:
         """Compare the loss with fp32."""
-        self._update(Event(message="Loss verified."), receipt=RECEIPT)
+        self._update(Event(message="Loss verified."), receipt=receipt)
 
     def train(self, steps: Iterable[int]) -> None:
         """Report steps; every twentieth is evaluated."""

@@ -92,7 +92,11 @@ RECEIPT = NumericsReceipt(
     hidden_grad_error=3.1e-6,
     head_grad_error=2.7e-6,
     tolerance=1e-3,
-    filtered=[FilteredMass(step=0, p50=1.1e-3, p99=4.2e-2, fallbacks=0)],
+    filtered=[
+        FilteredMass(
+            step=0, p50=1.1e-3, p99=4.2e-2, error_p50=2.9e-3, error_max=2.9e-3, fallbacks=0
+        )
+    ],
     seed=1,
     training_file_sha256="0" * 64,
     resumed_from_step=None,

@@ -38,7 +38,7 @@ RECEIPT = NumericsReceipt(
     hidden_grad_error=0.0,
     head_grad_error=None,
     tolerance=0.1,
-    filtered=[FilteredMass(step=1, p50=0.1, p99=0.2, fallbacks=0)],
+    filtered=[FilteredMass(step=1, p50=0.1, p99=0.2, error_p50=1e-3, error_max=2e-3, fallbacks=0)],
     seed=1,
     training_file_sha256="0" * 64,
     resumed_from_step=None,

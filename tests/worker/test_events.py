@@ -72,7 +72,9 @@ RECEIPT = NumericsReceipt(
     hidden_grad_error=1e-7,
     head_grad_error=None,
     tolerance=1e-3,
-    filtered=[FilteredMass(step=1, p50=1e-300, p99=0.1 + 0.2, fallbacks=1)],
+    filtered=[
+        FilteredMass(step=1, p50=1e-300, p99=0.1 + 0.2, error_p50=None, error_max=None, fallbacks=1)
+    ],
     seed=2**31 - 1,
     training_file_sha256="ab" * 32,
     resumed_from_step=20,

@@ -5,7 +5,6 @@
 
 import argparse
 import os
-import platform
 import re
 import resource
 import sys
@@ -14,7 +13,7 @@ from typing import Any, get_args
 
 import torch
 
-from service.contract.device import Device
+from service.contract.device import Device, DeviceKind
 from service.contract.errors import JobFailure
 from worker.events import DeviceChoice
 
@@ -42,8 +41,8 @@ def pick_device(wanted: DeviceChoice) -> torch.device:
 
 
 def name(device: torch.device) -> str:
-    """For example `NVIDIA H200`; the kind of machine for a CPU."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    """For example `NVIDIA H200`, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def driver_version() -> str | None:
@@ -64,7 +63,7 @@ def usage(device: torch.device) -> dict[str, Any]:
         }
     now, peak = _resident_bytes(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
-        "device": "cpu",
+        "device": name(device),
         "device_memory_bytes": now,
         "device_memory_peak_bytes": max(now, peak),  # the kernel adds up the two at its own times
     }
@@ -96,9 +95,8 @@ def _resident_bytes() -> int:
 
 def facts(device: torch.device) -> Device:
     """What the fleet is told of it."""
-    if device.type == "cuda":
-        return Device(kind="cuda", name=name(device), total_bytes=total_bytes(device))
-    return Device(kind="cpu", name="cpu", total_bytes=total_bytes(device))
+    kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
+    return Device(kind=kind, name=name(device), total_bytes=total_bytes(device))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class Point:
     loss: float
     accuracy: float
     rate: float
-    filtered: dict[str, float]
+    filtered: dict[str, float | None]
 
 
 @dataclass

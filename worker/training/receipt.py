@@ -1,14 +1,16 @@
 """The numerics receipt: our loss and gradients on the first real batch, against fp32 full logits.
 
-And what else a reader needs to trust a result, or to make it again: what the filter left out, the
-seed, the data, and the versions of all that computed it.
+And what else a reader needs to trust a result, or to make it again: what the filter left out and
+how far off it took itself to be, the seed, the data, and the versions of all that computed it.
 
 The loss is compared with the unmodified model's own logits, so that anything a family does to its
 logits that we don't know of shows here, before training. Gradients are compared on a slice of rows,
 a smaller one where the device has no memory for more.
 """
 
+import math
 import platform
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -100,14 +102,17 @@ def over_time(receipt: NumericsReceipt, position: Position) -> NumericsReceipt:
     return receipt.model_copy(update={"filtered": receipt.filtered[:1] + thinned})
 
 
-def filtered_fields(seen: Observation) -> dict[str, float]:
-    """The filter's share of a step, as fields of a point; none where nothing was filtered."""
+def filtered_fields(seen: Observation) -> dict[str, float | None]:
+    """What the filter did in a step, as fields of a point; none where nothing was filtered."""
     if not seen.passes:
         return {}
     p50, p99 = seen.quantiles(0.5, 0.99)
+    errors = [error for error in seen.errors() if math.isfinite(error)]
     return {
         "filtered_mass_p50": p50,
         "filtered_mass_p99": p99,
+        "filter_error_p50": statistics.median(errors) if errors else None,
+        "filter_error_max": max(errors, default=None),
         "filter_fallbacks": seen.fallbacks(),
     }
 
@@ -119,6 +124,8 @@ def _series(rows: Sequence[Mapping[str, Any]]) -> list[FilteredMass]:
             step=row["step"],
             p50=row["filtered_mass_p50"],
             p99=row["filtered_mass_p99"],
+            error_p50=row.get("filter_error_p50"),
+            error_max=row.get("filter_error_max"),
             fallbacks=row["filter_fallbacks"],
         )
         for row in rows
@@ -210,6 +217,7 @@ def _versions(device: torch.device) -> dict[str, str]:
         "cuda": str(torch.version.cuda),
         "driver": device_of.driver_version(),
         "device": device_of.name(device),
+        "machine": platform.machine(),
     }
     return {name: version for name, version in found.items() if version is not None}
 

@@ -45,7 +45,7 @@ export class LedgerView {
     this.#root.replaceChildren(
       savings(memory.savings),
       ...MEASURES.map(([key, title]) => group(memory.losses, key, title, scale)).filter(Boolean),
-      el("p", { class: "muted fine" }, conditions(memory), receipt ? ` ${parity(receipt)}` : null),
+      el("p", { class: "muted fine" }, conditions(memory), receipt ? ` ${parity(receipt)}${filtering(receipt)}` : null),
       phases ? el("p", { class: "muted fine" }, stepTime(phases)) : "",
     );
   }
@@ -111,6 +111,14 @@ function parity(receipt) {
     `Against fp32 on the first batch: loss ${small(receipt.loss_error)} off, ` +
     `gradients ${small(Math.max(...errors))} off, of ${small(receipt.tolerance)} allowed.`
   );
+}
+
+/** The largest error that the filter estimated of itself; nothing where it made no estimate. */
+function filtering({ filtered }) {
+  const errors = filtered.map((point) => point.error_max).filter((error) => error !== null);
+  return errors.length
+    ? ` The filter estimates its error in the gradient of the hidden states: up to ${small(Math.max(...errors))}.`
+    : "";
 }
 
 /** The time of a step, and the share of each phase in it. */

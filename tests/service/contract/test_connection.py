@@ -76,6 +76,25 @@ def test_access_is_checked_and_the_reason_told_without_the_password(
         assert "s3cret" not in str(caught.value)
 
 
+def test_a_password_that_cannot_be_read_is_told_with_its_file_and_the_reason(
+    tmp_path: Path,
+) -> None:
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"s3cret\xff")
+    for file, reason in [
+        (tmp_path / "missing", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+        (binary, "it is no text"),
+    ]:
+        settings = Settings(redis_url="redis://:s3cret@127.0.0.1:1/0", redis_password_file=file)
+        with pytest.raises(AccessRefused) as caught:
+            check_access(settings)
+        assert str(caught.value) == (
+            f"The password of Redis at redis://127.0.0.1:1/0 cannot be read from {file}, "
+            f"which HEADROOM_REDIS_PASSWORD_FILE names: {reason}"
+        )
+
+
 def test_a_redis_that_is_away_may_yet_come(caplog: pytest.LogCaptureFixture) -> None:
     check_access(Settings(redis_url="redis://:s3cret@127.0.0.1:1/0"))
     (told,) = caplog.messages

@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from service.contract.memory import Figure, MemoryLedger
-from service.contract.receipt import NumericsReceipt
+from service.contract.receipt import FilteredMass, NumericsReceipt
 from tests.support.measured import LEDGER, RECEIPT
 
 
@@ -37,6 +37,13 @@ def test_no_saving_is_without_a_baseline_that_has_a_name() -> None:
         body["savings"][0]["baseline"] = baseline
         with pytest.raises(ValidationError, match="baseline"):
             MemoryLedger.model_validate(body)
+
+
+@pytest.mark.parametrize("error", [float("nan"), float("inf")])
+def test_an_error_of_the_filter_is_a_number_or_none(error: float) -> None:
+    body = RECEIPT.filtered[0].model_dump()
+    with pytest.raises(ValidationError, match="finite"):
+        FilteredMass.model_validate(body | {"error_max": error})
 
 
 def test_no_receipt_is_without_a_tolerance() -> None:

@@ -10,7 +10,7 @@ import torch
 from service.contract.device import Device
 from service.contract.errors import JobFailure
 from worker.settings import WorkerSettings
-from worker.training.device import pick_device
+from worker.training.device import facts, name, pick_device, usage
 
 
 def test_the_program_tells_the_device_of_this_machine() -> None:
@@ -30,6 +30,11 @@ def test_it_needs_no_model_library() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert not {"transformers", "peft", "redis"} & {*done.stdout.split()}
+
+
+def test_a_device_has_one_name_wherever_it_is_told() -> None:
+    cpu = torch.device("cpu")
+    assert name(cpu) == usage(cpu)["device"] == facts(cpu).name == "cpu"
 
 
 def test_without_a_gpu_the_device_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

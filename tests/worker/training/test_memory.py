@@ -55,7 +55,7 @@ def test_the_ledger_says_what_was_measured_on(ledger: MemoryLedger) -> None:
     assert ledger.tokens == ROWS * (LENGTH - 1)
     assert (ledger.vocab_size, ledger.hidden_size, ledger.dtype) == (VOCABULARY, WIDTH, "float32")
     assert ledger.method == "CPU allocator events"
-    assert ledger.device
+    assert ledger.device == "cpu"
 
 
 def test_every_figure_is_measured_and_says_so(ledger: MemoryLedger) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 
 from cce_core import IGNORE_INDEX, LossConfig, baselines, blocked, registry
 from cce_core.head import Head
+from cce_core.kernels.filtered import Filter
 from cce_core.models import Split, split
+from cce_core.observe import Observation, observed
 from cce_core.problem import Gradients, Problem, RowGrads, RowStats, State
 from service.contract.errors import JobFailure
 from service.contract.memory import OutOfMemoryReport
@@ -90,7 +93,14 @@ def test_the_loss_of_every_family_is_within_tolerance(family: str, dtype: torch.
     assert (found.training_file_sha256, found.resumed_from_step) == ("ab" * 32, 20)
     assert found.filtered == []  # the blocked loss is exact
     assert found.versions["torch"] == torch.__version__
-    assert {"python", "transformers", "triton", "cuda", "device"} <= found.versions.keys()
+    assert {
+        "python",
+        "transformers",
+        "triton",
+        "cuda",
+        "device",
+        "machine",
+    } <= found.versions.keys()
 
 
 @pytest.mark.parametrize(("part", "broken"), BROKEN)
@@ -188,11 +198,20 @@ def test_checking_changes_neither_weights_nor_gradients_nor_mode(model: Split) -
         assert torch.equal(parameter.grad, torch.full_like(parameter, 0.5))
 
 
-def test_what_the_filter_leaves_out_is_told_over_time(tiny: Path, tmp_path: Path) -> None:
+def filtering(monkeypatch: pytest.MonkeyPatch, **options: float) -> None:
+    chosen = Filter(**options)
+    monkeypatch.setattr(Filter, "of", lambda _: chosen)
+
+
+def test_what_the_filter_leaves_out_is_told_over_time(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A fresh model's softmax is flat: all pairs are over the bar, more than there is room for.
+    filtering(monkeypatch, density=0.0, hot=2.0)
     spec = make_spec(
         tmp_path,
         tiny,
-        [ask("a", "b")] * 4,
+        [ask("a", "b" * 40)] * 4,
         hyperparameters={"batch_size": 2},
         loss={"implementation": "triton"},
         dtype="bfloat16",
@@ -206,15 +225,51 @@ def test_what_the_filter_leaves_out_is_told_over_time(tiny: Path, tmp_path: Path
         assert (point.filtered_mass_p50, point.filtered_mass_p99) == (seen.p50, seen.p99)
         assert 0.0 <= seen.p50 <= seen.p99 <= 1.0
         assert point.filter_fallbacks == seen.fallbacks
-    # A fresh model's softmax is flat: more pairs are over the bar than there is room for.
     assert {point.filter_fallbacks for point in points} == {2}
-    report = json.loads(outcome.result.report.read_text())
+    assert {(seen.error_p50, seen.error_max) for seen in series} == {(None, None)}
+    report = json.loads(outcome.result.report.read_text(), parse_constant=pytest.fail)
     assert report["receipt"] == outcome.result.receipt.model_dump()
+
+
+def test_the_error_that_the_filter_estimates_is_told_over_time(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filtering(monkeypatch, pair_bar=1e3, entry_bar=1e3, error_bar=inf)  # only labels are kept
+    spec = make_spec(
+        tmp_path,
+        tiny,
+        [ask("a", "b"), ask("a", "b" * 9), ask("a", "c"), ask("a", "d" * 5)],
+        hyperparameters={"batch_size": 2},
+        loss={"implementation": "triton"},
+        dtype="bfloat16",
+        gradient_accumulation_steps=2,
+    )
+    with observed() as seen:
+        outcome = train(spec)
+    start, *errors = seen.errors()
+    steps = [errors[:2], errors[2:]]
+    first, *series = outcome.result.receipt.filtered
+    assert first.error_p50 == first.error_max == start
+    points = [line for line in outcome.of(Metrics) if line.train_loss is not None]
+    for of_step, told, point in zip(steps, series, points, strict=True):
+        assert told.error_p50 == point.filter_error_p50 == pytest.approx(sum(of_step) / 2)
+        assert told.error_max == point.filter_error_max == max(of_step)
+        assert 0.0 < told.error_p50 < told.error_max
+
+
+def test_an_error_that_could_not_be_estimated_is_none() -> None:
+    seen = Observation()
+    for error in (nan, 1e-3, inf, 5e-3, 2e-3):
+        seen.add(torch.zeros(1), torch.tensor(error), torch.tensor(0))
+    told = receipt.filtered_fields(seen)
+    assert told["filter_error_p50"] == pytest.approx(2e-3)
+    assert told["filter_error_max"] == pytest.approx(5e-3)
+    assert receipt.filtered_fields(Observation()) == {}
 
 
 def test_a_long_series_is_thinned_and_keeps_its_end(model: Split) -> None:
     start = receipt.check(model, batch(), CONFIG, ORIGIN)
-    rows = [
+    rows = [  # as a checkpoint has them that knows no errors yet
         {"step": n, "filtered_mass_p50": 0.1, "filtered_mass_p99": 0.2, "filter_fallbacks": 0}
         for n in range(1, 501)
     ]
