@@ -46,7 +46,8 @@ class LossConfig:
         preset: "default" lets the Triton backward leave out what is below `filter_eps`; "exact"
             leaves out nothing. Reference and blocked are exact under either.
         filter_eps: The probability below which the Triton backward may approximate; None is exact;
-            "auto" is the preset's own: 2**-12 for "default", None for "exact".
+            "auto" is the preset's own: 2**-12 for "default", unless the problem is too small to
+            gain by it (`kernels/loss.py`), None for "exact".
         deterministic: The same bits on each run. Reference and blocked always are; the Triton
             implementation is then exact, whatever `preset` says.
         scratch_bytes: Bound on the blocked implementation's tile of logits; None is 4 MiB on CPU

@@ -126,13 +126,14 @@ def filtered_gradients(
     unit = (upstream.g_lse.abs().sum() / rows.count.clamp(min=1)).clamp(min=1e-30)
     g_lse, g_label = upstream.g_lse / unit, upstream.g_label / unit
     job = _Job(rows, logit, masses, upstream.lse, g_lse, g_label, unit, targets, options)
-    plan = _plan(job)
+    rounds = _rounds(job)
+    plan = _plan(job, rounds[0].last)
     weight, error = _weigh_tail(job, plan)
     mean = _block_means(logit.c, weight.to(logit.c.dtype), logit.tilings.block)
     bits = hot_gradients(rows, logit, upstream, targets, plan.hot, plan.exact, lent=plan.lent)
     pull = _product(job.mass, rows.e) if targets.dc is not None else mean
     lists = _empty_lists(job)
-    for turn in _rounds(rows, logit, targets.dc):
+    for turn in rounds:
         _pair_logits(job, plan, turn, lists)
         if targets.dc is not None:
             _block_gradient(job, plan, turn, (weight, pull), targets.dc)
@@ -150,14 +151,16 @@ def _left_out(job: _Job) -> torch.Tensor:
     return torch.where(counted & (job.rows.labels >= 0), share, float("nan"))
 
 
-def _plan(job: _Job) -> Plan:
+def _plan(job: _Job, reach: int) -> Plan:
+    """Count, choose and list; no hot block of dC may lie where a pool will: behind `reach`."""
     rows, tiles = job.rows, job.logit.tilings
     device, n = rows.e.device, rows.e.shape[0]
     blocks = job.mass.shape[0]
     pairs = tiles.pairs.block_n
     slots = (int(job.options.density * blocks * n) // pairs + blocks) * pairs
 
-    hot = _hot_room(job, slots)
+    eligible = _eligible(job, reach)
+    hot = _hot_room(job, eligible, slots)
 
     def integers(*size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.int32, device=device)
@@ -185,7 +188,7 @@ def _plan(job: _Job) -> Plan:
         rows.count,
         blocks,
         slots,
-        _eligible(job),
+        eligible,
         len(plan.hot.blocks),
         HOT=job.options.hot,
         PAIRS=pairs,
@@ -206,20 +209,20 @@ def _plan(job: _Job) -> Plan:
     return plan
 
 
-def _eligible(job: _Job) -> int:
-    """Blocks that can be hot: whole ones, in front of what the first round's pool takes of dC."""
+def _eligible(job: _Job, reach: int) -> int:
+    """Blocks that can be hot: whole ones, in front of what any round's pool takes of dC."""
     v, block = job.logit.c.shape[0], job.logit.tilings.block
-    return v // block if job.targets.dc is None else triton.cdiv(v, block) // 2
+    return v // block if job.targets.dc is None else min(reach, triton.cdiv(v, block) // 2)
 
 
-def _hot_room(job: _Job, slots: int) -> HotRoom:
+def _hot_room(job: _Job, eligible: int, slots: int) -> HotRoom:
     """How many can be: in scratch, their dz lives beside the tail's profile and the pairs."""
     rows, targets = job.rows, job.targets
     n, d = rows.e.shape
     taken = rows.e.nbytes + job.mass.nbytes + 4 * slots + len(job.mass) * d * rows.e.element_size()
     taken += n * d * keeps_bits(targets, d)
     spare = BYTES_PER_ROW * n - taken
-    return HotRoom.of(rows, job.logit.tilings.block, targets.dc, _eligible(job), spare)
+    return HotRoom.of(rows, job.logit.tilings.block, targets.dc, eligible, spare)
 
 
 def _weigh_tail(job: _Job, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
@@ -314,27 +317,31 @@ def _list_length(job: _Job) -> int:
     return min(max(room // (6 * n) // 16 * 16, 2 * options.big_entries), 4096)
 
 
-def _rounds(rows: Rows, logit: Logit, dc: torch.Tensor | None) -> list[Round]:
-    """Halve what is left of the vocabulary, the unwritten half of dC being the round's pool.
+def _rounds(job: _Job) -> list[Round]:
+    """Half of what is left of the vocabulary at a time, the unwritten half of dC being its pool.
 
-    The last rounds' pool is scratch, for every pair of their few blocks.
+    Less than half where there are many rows for the width: what is not hot keeps at most
+    `options.hot` of the pairs, so the pool holds them all. The last rounds' pool is scratch, for
+    every pair of their few blocks.
     """
-    block, pairs = logit.tilings.block, logit.tilings.pairs.block_n
-    blocks = triton.cdiv(logit.c.shape[0], block)
+    rows, dc, block = job.rows, job.targets.dc, job.logit.tilings.block
+    n, d = rows.e.shape
+    blocks, pairs = len(job.mass), job.logit.tilings.pairs.block_n
     if dc is None:
-        return [Round(0, blocks, torch.empty((1, block), dtype=rows.e.dtype, device=rows.e.device))]
-    whole = triton.cdiv(rows.e.shape[0], pairs) * pairs
+        return [Round(0, blocks, rows.e.new_empty((1, block)))]
+    whole = triton.cdiv(n, pairs) * pairs
     own = max(LAST_ROUND_PAIRS, whole)
     rounds, first = [], 0
     while (blocks - first) * whole > own and blocks - first > 1:
-        last = first + (blocks - first) // 2
+        fitting = int((blocks - first) * d / (whole * min(job.options.hot, 1.0) + d))
+        last = first + max(min((blocks - first) // 2, fitting), 1)
         space = dc[last * block :].view(-1)
         capacity = space.numel() // block // pairs * pairs
         if capacity < own:
             break
         rounds.append(Round(first, last, space[: capacity * block].view(capacity, block)))
         first = last
-    spare = torch.empty((own, block), dtype=rows.e.dtype, device=rows.e.device)
+    spare = rows.e.new_empty((own, block))
     step = max(own // whole, 1)
     return rounds + [Round(f, min(f + step, blocks), spare) for f in range(first, blocks, step)]
 

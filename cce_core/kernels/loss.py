@@ -8,7 +8,9 @@ products follow torch's setting for tf32.
 
 The filtered backward serves bf16 without bias and without the mean logit, and not the deterministic
 mode, since the order of its lists varies; what it does not serve is computed exactly, which is
-always right.
+always right. Unless a threshold is asked for by number, small problems are exact too: on one H200
+the filter's launches cost what they save at 2**38 products (1024 x 131072 x 2048: 3.6 against
+3.4 ms), and more below.
 """
 
 import torch
@@ -25,6 +27,9 @@ from cce_core.problem import Gradients, Problem, RowGrads, RowStats, State
 TIE = 2.0**-16
 """Relative distance under which the label's logit counts as the row's maximum: the two are summed
 in different orders, and must come out equal where the label is the argmax."""
+
+WORTH = 2**38
+"""Products N V D from which on the filter is faster than the exact backward."""
 
 ALIGNMENT = 16
 """Bytes: the tensor copy engine's."""
@@ -55,6 +60,9 @@ def _filter(problem: Problem, config: LossConfig) -> Filter | None:
     wanted = problem.wanted
     served = problem.e.dtype == torch.bfloat16 and problem.bias is None and not wanted.mean
     if config.eps is None or config.deterministic or not served or not wanted.gradients:
+        return None
+    size = problem.e.numel() * problem.c.shape[0]
+    if config.filter_eps == "auto" and size < WORTH and not interpreted():
         return None
     return Filter.of(config.eps)
 

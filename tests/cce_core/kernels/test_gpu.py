@@ -10,7 +10,7 @@ from cce_core.config import LossConfig
 pytestmark = pytest.mark.gpu
 
 MIB = 2**20
-SMALL = data.Shape("small", 50000, 1024, softcap=30.0)
+SMALL = data.Shape("small", 50000, 1024, softcap=30.0)  # with 8192 rows, the least that filters
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def gemma(device) -> tuple[data.Case, measure.Gradients]:
 
 @pytest.mark.parametrize(
     ("preset", "scratch", "err_de", "err_dc"),
-    [("default", 160, 6.5e-3, 4.5e-3), ("exact", 160, 3.2e-3, 2.6e-3)],
+    [("default", 160, 5e-3, 3.5e-3), ("exact", 160, 3.2e-3, 2.6e-3)],
 )
 def test_gemma_stays_within_its_memory_and_error(gemma, preset, scratch, err_de, err_dc) -> None:
     case, truth = gemma
@@ -63,7 +63,7 @@ def by_the_public_function(case: data.Case, preset: str):
 @pytest.mark.parametrize("preset", ["default", "exact"])
 @pytest.mark.parametrize("way", [by_the_kernels, by_the_public_function])
 def test_no_synchronization_and_a_graph_gives_the_same(device, way, preset, kind) -> None:
-    both = way(data.make(SMALL, kind, 2048, device), preset)
+    both = way(data.make(SMALL, kind, 8192, device), preset)
     with torch.cuda.stream(torch.cuda.Stream()):  # as a capture has it
         eager = both()
         torch.cuda.synchronize()
@@ -92,7 +92,7 @@ def test_deterministic_gives_the_same_bits(device) -> None:
 
 @pytest.mark.parametrize("kind", data.KINDS)
 def test_every_kind_of_data_keeps_the_error_bar(device, kind) -> None:
-    case = data.make(SMALL, kind, 2048, device)
+    case = data.make(SMALL, kind, 8192, device)
     truth = measure.reference(case)
     _, de, dc = ours.implementations(case)[0].both()
     assert measure.relative_error(de, truth.e) < 8e-3

@@ -356,3 +356,13 @@ def test_what_is_not_served_is_named(change, said) -> None:
     p = problem(8, 32, change.get("d", 40), change.get("dtype", torch.bfloat16))
     reason = loss.refuses(p.call(), LossConfig())
     assert reason is None if said is None else said in reason
+
+
+def test_a_small_problem_is_exact_unless_a_threshold_is_asked_for(monkeypatch) -> None:
+    """As on the device: the interpreter, whose problems are all small, filters them."""
+    monkeypatch.setattr(loss, "interpreted", lambda: False)
+    call = problem(*SIZE).call()
+    for config, filters in ((LossConfig(), False), (LossConfig(filter_eps=2.0**-12), True)):
+        assert (len(loss.new_state(call, config)) > 4) == filters
+    monkeypatch.setattr(loss, "WORTH", 1)
+    assert len(loss.new_state(call, LossConfig())) > 4
