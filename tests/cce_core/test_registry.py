@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cce_core import LossConfig, blocked, registry
 from cce_core.problem import Head, Problem, Wanted
@@ -28,6 +29,19 @@ def problem(device="cpu") -> Problem:
 
 def test_auto_takes_the_blocked_implementation_on_cpu() -> None:
     assert registry.choose(problem(), LossConfig()) is blocked
+
+
+@pytest.mark.parametrize(
+    ("rows", "gradients", "kernels"), [(64, False, False), (65, False, True), (2, True, True)]
+)
+def test_auto_leaves_the_loss_alone_of_few_rows_to_the_blocked_one(
+    rows, gradients, kernels
+) -> None:
+    with FakeTensorMode():
+        e = torch.empty(rows, 8, dtype=torch.bfloat16, device="cuda")
+        targets = torch.empty(rows, dtype=torch.long, device="cuda")
+        asked = Problem(e, e.new_empty(5, 8), None, targets, Head(), Wanted(e=gradients))
+        assert (registry.choose(asked, LossConfig()) is not blocked) == kernels
 
 
 def test_a_name_that_cannot_serve_raises_and_says_why() -> None:
