@@ -1,10 +1,16 @@
-"""The loss in Triton: one mathematical step a file, a kernel and its launcher.
+"""The loss in Triton: one mathematical step a file; kernels to the left, launchers beside.
 
 rows.py        rows that count, and their labels' logits
 forward.py     statistics.py     log-sum-exp of every row, in one pass
 exact.py       slices.py         the exact backward, by slices of the vocabulary
-plan.py        pairs.py          tail.py        filtered.py     the filtered backward
-primitives.py  tiling.py         launch.py      what they share
+filtered.py                      the filtered backward, of these steps:
+  plan.py      selection.py        which pairs of row and block are kept
+  tail.py      mean_field.py       what stands for the others
+  judge.py                         whether that will do
+  dense.py                         the blocks that most rows keep
+  pairs.py                         the kept pairs
+filtering.py                     what the steps have in common
+primitives.py  tiling.py         launch.py      what all kernels share
 loss.py        the whole: serves, forward, backward
 """
 

@@ -16,7 +16,8 @@ the filter's launches cost what they save at 2**38 products (1024 x 131072 x 204
 import torch
 
 from cce_core.config import LossConfig
-from cce_core.kernels.filtered import Filter, Masses, filtered_gradients
+from cce_core.kernels.filtered import filtered_gradients
+from cce_core.kernels.filtering import Filter, Masses
 from cce_core.kernels.launch import Logit
 from cce_core.kernels.rows import Rows, gather_rows
 from cce_core.kernels.slices import Targets, Upstream, exact_gradients

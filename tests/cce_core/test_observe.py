@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cce_core import LossConfig, linear_cross_entropy
-from cce_core.kernels import filtered
+from cce_core.kernels import filtering
 from cce_core.observe import observed, wanted
 from tests.cce_core.problems import Case, make
 
@@ -30,15 +30,15 @@ def run(case: Case, implementation: str = "triton") -> None:
     linear_cross_entropy(case.e, case.c, case.targets, config=config).backward()
 
 
-def filtering(monkeypatch: pytest.MonkeyPatch, **options: float) -> None:
-    chosen = filtered.Filter(**KEEP_ALL | options)
-    monkeypatch.setattr(filtered.Filter, "of", lambda _: chosen)
+def set_filter(monkeypatch: pytest.MonkeyPatch, **options: float) -> None:
+    chosen = filtering.Filter(**KEEP_ALL | options)
+    monkeypatch.setattr(filtering.Filter, "of", lambda _: chosen)
 
 
 def test_a_filter_that_drops_all_but_the_labels_leaves_out_the_rest_of_each_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    filtering(monkeypatch, pair_bar=1e3, entry_bar=1e3)
+    set_filter(monkeypatch, pair_bar=1e3, entry_bar=1e3)
     problem = case()
     with observed() as seen:
         run(problem)
@@ -53,7 +53,7 @@ def test_a_filter_that_drops_all_but_the_labels_leaves_out_the_rest_of_each_row(
 
 
 def test_a_filter_that_keeps_everything_leaves_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    filtering(monkeypatch)
+    set_filter(monkeypatch)
     with observed() as seen:
         run(case())
     assert seen.passes == 1
@@ -61,7 +61,7 @@ def test_a_filter_that_keeps_everything_leaves_nothing_out(monkeypatch: pytest.M
 
 
 def test_a_fallback_is_counted_and_leaves_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    filtering(monkeypatch, density=0.1)
+    set_filter(monkeypatch, density=0.1)
     with observed() as seen:
         run(case())
         run(case())

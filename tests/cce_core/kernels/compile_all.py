@@ -14,7 +14,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cce_core.kernels import exact, filtered, forward, judge, pairs, plan, rows, tail, tiling
+from cce_core.kernels import (
+    exact,
+    forward,
+    judge,
+    mean_field,
+    pairs,
+    plan,
+    rows,
+    tail,
+    tiling,
+)
 
 INTEGERS = {
     "rows_ptr", "redo_ptr", "index_ptr", "pair_row_ptr", "owner_ptr", "start_ptr",
@@ -66,10 +76,10 @@ def configurations(tiles: tiling.Tilings):
         boxes = {
             "c_desc": (tiles.block, w.block_d),
             "sample_desc": (w.block_v, w.block_d),
-            "sign_desc": (filtered.SIGNS, w.block_d),
+            "sign_desc": (mean_field.SIGNS, w.block_d),
         }
         constants = COMMON | {
-            "HAS_CAP": cap, "SAMPLE": w.block_v, "SIGNS": filtered.SIGNS, "BLOCK": tiles.block,
+            "HAS_CAP": cap, "SAMPLE": w.block_v, "SIGNS": mean_field.SIGNS, "BLOCK": tiles.block,
             "BLOCK_D": w.block_d,
         }  # fmt: skip
         yield tail.tail_kernel, boxes, {}, constants, w.warps, w.stages
@@ -88,7 +98,7 @@ def configurations(tiles: tiling.Tilings):
     yield plan.list_kernel, {}, {}, block, 4, 3
     yield plan.plan_kernel, {}, {}, {"HOT": 0.5, "PAIRS": block["PAIRS"], "SIZE": 4096}, 4, 3
     yield judge.signs_kernel, {}, {}, {"SIZE": 1024}, 4, 3
-    constants = {"SIZE": tiles.tail.block_v * filtered.SIGNS}
+    constants = {"SIZE": tiles.tail.block_v * mean_field.SIGNS}
     yield judge.judge_kernel, {}, {}, constants, 4, 3
     constants = {"HAS_BIAS": False, "HAS_CAP": True, "COPY": True, "BLOCK_D": 1024}
     yield rows.rows_kernel, {}, {}, constants, 4, 3

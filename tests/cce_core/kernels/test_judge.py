@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cce_core.kernels import filtered
+from cce_core.kernels import filtering
 from cce_core.kernels.tiling import tilings
 from cce_core.observe import observed
 from tests.cce_core.kernels.test_loss import (
@@ -19,7 +19,7 @@ from tests.cce_core.kernels.test_loss import (
 
 SIZE = (600, 3000, 264) if DEVICE.type == "cuda" else (48, 152, 48)
 DROPPING = replace(EVERYTHING, pair_bar=0.1, entry_bar=0.02)
-BAR = filtered.Filter.error_bar
+BAR = filtering.Filter.error_bar
 
 
 def incoherent(**post) -> Problem:
@@ -52,9 +52,9 @@ def signed(p: Problem) -> Problem:
     return replace(p, upstream=(p.upstream[0] * size, p.upstream[1] * size.flip(0), p.upstream[2]))
 
 
-def estimate_and_error(p: Problem, options: filtered.Filter, monkeypatch) -> tuple[float, float]:
+def estimate_and_error(p: Problem, options: filtering.Filter, monkeypatch) -> tuple[float, float]:
     """Of dE, where nothing but the filter computes it."""
-    monkeypatch.setattr(filtered.Filter, "of", lambda eps: options)
+    monkeypatch.setattr(filtering.Filter, "of", lambda eps: options)
     _, saved = p.run()
     with observed() as seen:
         grads = p.back(saved)
@@ -100,7 +100,7 @@ def test_nothing_left_out_is_no_error(monkeypatch) -> None:
 def test_an_error_over_the_bar_turns_exact(monkeypatch) -> None:
     p = coherent()
     judged = replace(DROPPING, error_bar=BAR)
-    monkeypatch.setattr(filtered.Filter, "of", lambda eps: judged)
+    monkeypatch.setattr(filtering.Filter, "of", lambda eps: judged)
     _, saved = p.run()
     with observed() as seen:
         grads = p.back(saved)
@@ -114,7 +114,7 @@ def test_an_error_over_the_bar_turns_exact(monkeypatch) -> None:
 def test_an_error_under_the_bar_stays_filtered(monkeypatch) -> None:
     p = problem(*SIZE)
     judged = replace(EVERYTHING, pair_bar=2e-3, entry_bar=2e-4, error_bar=BAR)
-    monkeypatch.setattr(filtered.Filter, "of", lambda eps: judged)
+    monkeypatch.setattr(filtering.Filter, "of", lambda eps: judged)
     _, saved = p.run()
     with observed() as seen:
         grads = p.back(saved)
@@ -128,7 +128,7 @@ def test_a_number_that_is_none_turns_exact(monkeypatch) -> None:
     p = incoherent()
     p.targets[0] = 3
     p.e[0] = float("nan")
-    monkeypatch.setattr(filtered.Filter, "of", lambda eps: EVERYTHING)
+    monkeypatch.setattr(filtering.Filter, "of", lambda eps: EVERYTHING)
     _, saved = p.run()
     p.back(saved)
     assert saved.fell_back
@@ -137,7 +137,7 @@ def test_a_number_that_is_none_turns_exact(monkeypatch) -> None:
 def test_no_estimate_is_made_where_the_filter_has_no_room(monkeypatch) -> None:
     p = incoherent()
     tight = replace(EVERYTHING, density=0.1)
-    monkeypatch.setattr(filtered.Filter, "of", lambda eps: tight)
+    monkeypatch.setattr(filtering.Filter, "of", lambda eps: tight)
     _, saved = p.run()
     with observed() as seen:
         p.back(saved)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cce_core.config import LossConfig
-from cce_core.kernels import dense, filtered, loss, slices
+from cce_core.kernels import dense, filtering, loss, selection, slices
 from cce_core.kernels.tiling import tilings
 from cce_core.problem import Gradients, Head, RowGrads, RowStats, State, Wanted
 from cce_core.problem import Problem as Call
@@ -15,7 +15,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Several blocks, rounds and slices under either set of tiles.
 SIZE = (600, 3000, 264) if DEVICE.type == "cuda" else (40, 152, 48)
 LIST = 8192 if DEVICE.type == "cuda" else 512
-EVERYTHING = filtered.Filter(
+EVERYTHING = filtering.Filter(
     pair_bar=0.0,
     entry_bar=0.0,
     entries=LIST,
@@ -33,7 +33,7 @@ def small_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(slices, "STEP", 32)
         monkeypatch.setattr(slices, "LEAST", 32)
         monkeypatch.setattr(slices, "ENOUGH", 32)
-        monkeypatch.setattr(filtered, "LAST_ROUND_PAIRS", 48)
+        monkeypatch.setattr(selection, "LAST_ROUND_PAIRS", 48)
 
 
 @dataclass
@@ -157,7 +157,7 @@ def test_rows_and_exact_gradients_agree_with_fp64(options, deterministic) -> Non
 def test_a_filter_that_keeps_everything_is_exact(hot, fine, frozen, softcap, monkeypatch) -> None:
     p = problem(*SIZE, softcap=softcap)
     monkeypatch.setattr(dense, "FINE", fine)
-    monkeypatch.setattr(filtered.Filter, "of", lambda eps: replace(EVERYTHING, hot=hot))
+    monkeypatch.setattr(filtering.Filter, "of", lambda eps: replace(EVERYTHING, hot=hot))
     _, saved = p.run(c=not frozen)
     grads = p.back(saved)
     _, de, dc, _ = reference(p, with_mean=False)
@@ -174,7 +174,7 @@ def test_hot_blocks_are_exact_whatever_the_bars(monkeypatch) -> None:
     p.c[block:] = 0.0
     p.targets[p.targets >= 0] %= block
     listed = replace(EVERYTHING, pair_bar=0.9 / len(p.c) * block, entry_bar=10.0, hot=0.2)
-    monkeypatch.setattr(filtered.Filter, "of", lambda eps: listed)
+    monkeypatch.setattr(filtering.Filter, "of", lambda eps: listed)
     _, saved = p.run()
     grads = p.back(saved)
     _, de, dc, _ = reference(p, with_mean=False)
@@ -185,7 +185,7 @@ def test_hot_blocks_are_exact_whatever_the_bars(monkeypatch) -> None:
 
 def test_a_vocabulary_smaller_than_a_block(monkeypatch) -> None:
     p = problem(20, 13, 40)
-    monkeypatch.setattr(filtered.Filter, "of", lambda eps: EVERYTHING)
+    monkeypatch.setattr(filtering.Filter, "of", lambda eps: EVERYTHING)
     _, saved = p.run()
     grads = p.back(saved)
     _, de, dc, _ = reference(p, with_mean=False)
@@ -201,7 +201,7 @@ def test_a_vocabulary_smaller_than_a_block(monkeypatch) -> None:
 )
 def test_a_filter_without_room_turns_exact(tight, monkeypatch) -> None:
     p = problem(*SIZE)
-    monkeypatch.setattr(filtered.Filter, "of", lambda eps: replace(EVERYTHING, **tight))
+    monkeypatch.setattr(filtering.Filter, "of", lambda eps: replace(EVERYTHING, **tight))
     _, saved = p.run()
     grads = p.back(saved)
     _, de, dc, _ = reference(p, with_mean=False)
@@ -213,7 +213,7 @@ def test_a_filter_without_room_turns_exact(tight, monkeypatch) -> None:
 def test_small_entries_without_a_slot_join_the_tail(monkeypatch) -> None:
     p = problem(*SIZE, spread=1.0)
     crowded = replace(EVERYTHING, entry_bar=2.0**-9, entries=24, big_entries=16)
-    monkeypatch.setattr(filtered.Filter, "of", lambda eps: crowded)
+    monkeypatch.setattr(filtering.Filter, "of", lambda eps: crowded)
     _, saved = p.run()
     grads = p.back(saved)
     _, de, dc, _ = reference(p, with_mean=False)
@@ -227,7 +227,7 @@ def test_the_tail_keeps_the_mass_that_the_filter_drops(monkeypatch) -> None:
     p = problem(*SIZE, spread=1.0)
     p.e[:, 0] = 1.0
     nothing = replace(EVERYTHING, pair_bar=10.0, entry_bar=10.0)
-    monkeypatch.setattr(filtered.Filter, "of", lambda eps: nothing)
+    monkeypatch.setattr(filtering.Filter, "of", lambda eps: nothing)
     _, saved = p.run()
     grads = p.back(saved)
     _, _, dc, _ = reference(p, with_mean=False)
@@ -241,7 +241,7 @@ def test_the_tail_keeps_the_mass_that_the_filter_drops(monkeypatch) -> None:
 
 def test_a_second_backward_is_exact(monkeypatch) -> None:
     p = problem(*SIZE)
-    monkeypatch.setattr(filtered.Filter, "of", lambda eps: EVERYTHING)
+    monkeypatch.setattr(filtering.Filter, "of", lambda eps: EVERYTHING)
     _, saved = p.run()
     p.back(saved)
     assert not saved.fell_back
