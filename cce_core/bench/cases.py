@@ -58,9 +58,9 @@ class Selection:
 def run_case(case: data.Case, selection: Selection) -> list[report.Row]:
     """Measure every implementation on a case; the matmul is timed before each one."""
     truth = reference(case)
-    others, absent = peers.implementations(case, selection.peers)
-    for name in absent:
-        sys.stdout.write(f"{name} is not installed\n")
+    others, reasons = peers.implementations(case, selection.peers)
+    for reason in reasons:
+        sys.stdout.write(f"{reason}\n")
     rows, matmuls = [], []
     for implementation in (*ours.implementations(case, selection.eps), *others):
         matmuls.append(_matmul_ms(case, selection.repeats))

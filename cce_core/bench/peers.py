@@ -1,12 +1,14 @@
-"""The same loss by others: eager and compiled full logits, cut-cross-entropy, Liger.
+"""The same loss by others: eager and compiled full logits, torch's own, cut-cross-entropy, Liger.
 
-Peers are an extra of the benchmark: one that is not installed is reported as absent.
+Peers are an extra of the benchmark: one that is not installed, or does not serve a case, is
+reported with the reason.
 """
 
 import importlib.util
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.nn import functional
 from torch.nn.functional import cross_entropy
 
 from cce_core.bench.data import IGNORE_INDEX, Case
@@ -66,25 +68,47 @@ def _liger(case: Case) -> Loss:
     return call
 
 
-def implementations(case: Case, names: Sequence[str]) -> tuple[list[Implementation], list[str]]:
-    """The peers asked for, and the names of those that are not installed."""
-    found, absent = [], []
-    for name in names:
-        module = {"cut-cross-entropy": "cut_cross_entropy", "liger-kernel": "liger_kernel"}.get(
-            name
+def _chunked(case: Case) -> Loss:
+    """By chunks of rows: torch's own, as of 2.13."""
+    options = torch.nn.LinearCrossEntropyOptions()
+
+    def call(e: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return functional.linear_cross_entropy(
+            e, c, case.targets, ignore_index=IGNORE_INDEX, options=options
         )
-        if module is not None and importlib.util.find_spec(module) is None:
-            absent.append(name)
-        elif name == "eager":
-            found.append(_differentiated(case, name, "", _full_logits(case)))
-        elif name == "torch.compile":
-            compiled = torch.compile(_full_logits(case))
-            found.append(_differentiated(case, name, "", compiled))
-        elif name == "cut-cross-entropy":
-            found.append(_differentiated(case, name, "cce", _cut(case)))
-        else:
-            found.append(_differentiated(case, name, "fused", _liger(case)))
-    return found, absent
+
+    return call
 
 
-NAMES = ("eager", "torch.compile", "cut-cross-entropy", "liger-kernel")
+def refuses(case: Case, name: str) -> str | None:
+    """Why a peer cannot be measured on a case; None if it can."""
+    module = MODULES.get(name)
+    if module is not None and importlib.util.find_spec(module) is None:
+        return f"{name} is not installed"
+    if name == TORCH and not hasattr(functional, "linear_cross_entropy"):
+        return f"torch {torch.__version__} has no linear_cross_entropy"
+    if name == TORCH and case.shape.softcap is not None:
+        return f"{name} has no softcap"
+    return None
+
+
+def implementations(case: Case, names: Sequence[str]) -> tuple[list[Implementation], list[str]]:
+    """The peers asked for, and why the others among them are not measured."""
+    reasons = {name: refuses(case, name) for name in names}
+    found = []
+    for name in (name for name in names if reasons[name] is None):
+        preset, make = MAKERS[name]
+        found.append(_differentiated(case, name, preset, make(case)))
+    return found, [reason for reason in reasons.values() if reason is not None]
+
+
+TORCH = "torch.linear_cross_entropy"
+MODULES = {"cut-cross-entropy": "cut_cross_entropy", "liger-kernel": "liger_kernel"}
+MAKERS: dict[str, tuple[str, Callable[[Case], Loss]]] = {
+    "eager": ("", _full_logits),
+    "torch.compile": ("", lambda case: torch.compile(_full_logits(case))),
+    TORCH: ("chunked", _chunked),
+    "cut-cross-entropy": ("cce", _cut),
+    "liger-kernel": ("fused", _liger),
+}
+NAMES = tuple(MAKERS)

@@ -26,6 +26,7 @@ COLOURS = {
     "headroom blocked": "#b9a44c",
     "eager": "#8d99ae",
     "torch.compile": "#4a5568",
+    "torch.linear_cross_entropy": "#2f6690",
     "cut-cross-entropy": "#c8553d",
     "liger-kernel": "#e09f3e",
 }
