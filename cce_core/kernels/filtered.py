@@ -58,6 +58,7 @@ def filtered_gradients(
         _pair_logits(job, plan, turn, lists)
         if targets.dc is not None:
             _block_gradient(job, plan, turn, (weight, pull), targets.dc)
+    del pull, rounds, turn  # dE's tail takes their memory
     if targets.de is not None:
         _row_gradient(job, plan, lists, mean, targets.de, bits)
     if observe.wanted():

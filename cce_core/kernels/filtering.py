@@ -21,7 +21,7 @@ class Filter:
     density: float = 0.25  # the listed part of all pairs above which exact takes over
     error_bar: float = 2.0**-7  # the estimated error of dE above which exact takes over, as for NaN
     hot: float = 0.5  # the share of the rows above which a block is taken whole
-    parts: int = 8  # dE is made in so many parts, which bounds its tail's scratch
+    parts: int = 4  # dE is made in so many parts, which bounds its tail's scratch
 
     @classmethod
     def of(cls, eps: float) -> "Filter":
