@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> int:
         reference=max(1, options.tokens // options.seq_length),
         memory_bytes=None if options.memory_gib is None else int(options.memory_gib * 2**30),
         deadline=time.monotonic() + 60 * options.minutes,
+        commit=options.commit,
     )
     cases = [
         Case(model, mode, checkpointing)
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--memory-gib", type=float, help="the limit where there is no GPU")
     parser.add_argument("--minutes", type=float, default=9.0, help="no case begins after these")
+    parser.add_argument("--commit", help="what is measured, to be kept with the rows")
     parser.add_argument("--json", type=Path, help="write the rows here, as they come")
     return parser
 

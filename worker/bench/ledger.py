@@ -12,7 +12,6 @@ PYTORCH_ALLOC_CONF=expandable_segments:True as the worker does for its trainer.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -46,6 +45,7 @@ class Conditions:
     Attributes:
         steps: Plain training steps whose median is taken.
         job_steps: Of the job that pays for the ledger.
+        commit: What is measured, as its caller knows it.
     """
 
     model: str
@@ -53,25 +53,24 @@ class Conditions:
     seq_length: int
     steps: int
     job_steps: int
+    commit: str | None
 
 
 def main(arguments: list[str]) -> int:
     """Measure, write the rows, and print the tables."""
     options = _parser().parse_args(arguments)
     conditions = Conditions(
-        options.model, options.sequences, options.seq_length, options.steps, options.job_steps
+        options.model,
+        options.sequences,
+        options.seq_length,
+        options.steps,
+        options.job_steps,
+        options.commit,
     )
     rows, overhead = measure(conditions, pick_device("auto"))
-    bars = report.bars(rows, overhead)
     if options.json is not None:
-        found = {
-            "conditions": asdict(conditions),
-            "rows": [asdict(row) for row in rows],
-            "overhead": asdict(overhead) | {"share": overhead.share},
-            "bars": [asdict(bar) | {"holds": bar.holds} for bar in bars],
-        }
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
-    sys.stdout.write(f"{report.tables(rows, overhead, bars)}\n")
+        report.write(asdict(conditions), rows, overhead, options.json)
+    sys.stdout.write(f"{report.tables(rows, overhead)}\n")
     return 0
 
 
@@ -147,6 +146,7 @@ def _row(
         torch=versions["torch"],
         triton=versions.get("triton"),
         transformers=versions["transformers"],
+        commit=conditions.commit,
     )
 
 
@@ -161,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seq-length", type=int, default=2048, help="tokens a sequence")
     parser.add_argument("--steps", type=int, default=20, help="plain steps to take the median of")
     parser.add_argument("--job-steps", type=int, default=500, help="of the job that pays")
+    parser.add_argument("--commit", help="what is measured, to be kept with the rows")
     parser.add_argument("--json", type=Path, help="write all figures here")
     return parser
 

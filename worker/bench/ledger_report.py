@@ -1,7 +1,9 @@
-"""The figures of the ledger's benchmark, its bars, and both as tables."""
+"""The figures of the ledger's benchmark, and its bars: as JSON, and as tables."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from service.contract.memory import LossName, Provenance
 
@@ -42,6 +44,7 @@ class Row:
     torch: str
     triton: str | None
     transformers: str
+    commit: str | None
 
     @property
     def layer(self) -> int | None:
@@ -111,7 +114,27 @@ def bars(rows: Sequence[Row], overhead: Overhead) -> list[Bar]:
     ]
 
 
-def tables(rows: Sequence[Row], overhead: Overhead, found: Sequence[Bar]) -> str:
+def write(
+    conditions: Mapping[str, object], rows: Sequence[Row], overhead: Overhead, path: Path
+) -> None:
+    """All figures as JSON, the bars among them."""
+    found = {
+        "conditions": conditions,
+        "rows": [asdict(row) for row in rows],
+        "overhead": asdict(overhead) | {"share": overhead.share},
+        "bars": [asdict(bar) | {"holds": bar.holds} for bar in bars(rows, overhead)],
+    }
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def read(path: Path) -> tuple[list[Row], Overhead]:
+    """What `write` wrote, but for what follows from it."""
+    found = json.loads(path.read_text())
+    spent = {name: value for name, value in found["overhead"].items() if name != "share"}
+    return [Row(**row) for row in found["rows"]], Overhead(**spent)
+
+
+def tables(rows: Sequence[Row], overhead: Overhead) -> str:
     """Markdown: a line for each loss, what measuring took, and the bars."""
     ours = next(row for row in rows if row.loss == "cce")
     head = ["loss", "loss layer (MiB)", "over cce", "pass (GiB)", "cce over it"]
@@ -120,7 +143,7 @@ def tables(rows: Sequence[Row], overhead: Overhead, found: Sequence[Bar]) -> str
     lines += [_line(_cells(row, ours)) for row in rows]
     lines += ["", *_conditions(rows[0], overhead), ""]
     lines += [_line(["bar", "measured", "limit", "holds"]), _line(["---"] * 4)]
-    lines += [_line(_bar_cells(bar)) for bar in found]
+    lines += [_line(_bar_cells(bar)) for bar in bars(rows, overhead)]
     notes = [f"{row.loss}: {row.note}" for row in rows if row.note]
     return "\n".join([*lines, *([""] if notes else []), *notes])
 
@@ -129,7 +152,7 @@ def _conditions(row: Row, overhead: Overhead) -> Iterable[str]:
     yield (
         f"{row.model}, full fine-tuning with activation checkpointing, {row.tokens:,} tokens, "
         f"{row.dtype}; {row.device}, torch {row.torch}, triton {row.triton}, "
-        f"transformers {row.transformers}."
+        f"transformers {row.transformers}{f', commit {row.commit}' if row.commit else ''}."
     )
     yield (
         "Loss layer: above its inputs and gradients. Pass: forward and backward, above weights, "

@@ -59,6 +59,7 @@ class Conditions:
         reference: Sequences of the batch whose peak is measured with every loss.
         memory_bytes: What may be in use on CPU; on CUDA the device has its own limit.
         deadline: On the monotonic clock.
+        commit: What is measured, as its caller knows it.
     """
 
     device: torch.device
@@ -67,6 +68,7 @@ class Conditions:
     reference: int
     memory_bytes: int | None
     deadline: float
+    commit: str | None
 
     @property
     def kind(self) -> DeviceKind:
@@ -108,6 +110,7 @@ class Row:
     device: str
     torch: str
     transformers: str
+    commit: str | None
     status: str = "measured"
     largest: int | None = None
     largest_predicted: int | None = None
@@ -165,6 +168,7 @@ def blank(case: Case, loss: LossName, conditions: Conditions) -> Row:
         device=device_of.name(conditions.device),
         torch=torch.__version__,
         transformers=transformers.__version__,
+        commit=conditions.commit,
     )
 
 

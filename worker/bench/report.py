@@ -22,6 +22,14 @@ def write(rows: Sequence[Row], path: Path) -> None:
     path.write_text(f"[\n{lines}\n]\n")
 
 
+def read(path: Path) -> list[Row]:
+    """What `write` wrote."""
+    return [
+        Row(**{name: value for name, value in row.items() if name != "error"})
+        for row in json.loads(path.read_text())
+    ]
+
+
 def table(rows: Sequence[Row], losses: Sequence[LossName]) -> str:
     """Markdown: a line for each case, tokens that fit and peaks with each loss."""
     cases: dict[tuple[str, str, bool], dict[LossName, Row]] = {}
@@ -70,18 +78,18 @@ def _peak(row: Row | None) -> str:
     """What was measured, and what was predicted and how far off that is."""
     if row is None or row.peak_predicted_bytes is None:
         return "-"
-    predicted = f"{row.peak_predicted_bytes / _GIB:.4g}"
+    predicted = f"{row.peak_predicted_bytes / _GIB:#.4g}"
     if row.peak_bytes is None:
         return f"does not fit ({predicted})"
-    return f"{row.peak_bytes / _GIB:.4g} ({predicted}, {row.error:+.1%})"
+    return f"{row.peak_bytes / _GIB:#.4g} ({predicted}, {row.error:+.1%})"
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return ["Nothing was measured."]
     row = next((row for row in rows if row.reference), rows[0])
+    where = "; ".join(dict.fromkeys(map(_where, rows)))
     errors = [abs(row.error) for row in rows if row.error is not None]
-    where = f"{row.device}, torch {row.torch}, transformers {row.transformers}, {row.dtype}"
     notes = [f"{where}, sequences of {row.seq_length:,} tokens; in parentheses what was predicted."]
     if row.reference:
         tokens = row.reference * row.seq_length
@@ -89,3 +97,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     if errors:
         notes.append(f"Largest error of a predicted peak: {max(errors):.1%}, of {len(errors)}.")
     return notes
+
+
+def _where(row: Row) -> str:
+    where = f"{row.device}, torch {row.torch}, transformers {row.transformers}, {row.dtype}"
+    return f"{where}, commit {row.commit}" if row.commit else where

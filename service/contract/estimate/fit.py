@@ -49,8 +49,9 @@ def micro_batch(
 def largest(fits: Callable[[int], bool], *, start: int, limit: int, resolution: float = 0.0) -> int:
     """The largest size that fits: from `start` in steps that double, then by bisection.
 
-    The first step is an eighth of `start`: near enough where that is a prediction. From 1 the sizes
-    tried are powers of two. What is larger than what does not fit, does not fit either.
+    The first step is what need not be known: a prediction that is right to that share costs two
+    tries. From 1 the sizes tried are powers of two. What is larger than what does not fit, does not
+    fit either.
 
     Args:
         fits: Whether a size fits; asked as seldom as can be, since it may mean to try.
@@ -63,7 +64,8 @@ def largest(fits: Callable[[int], bool], *, start: int, limit: int, resolution: 
     """
     fit, misfit = 0, limit + 1
     size = min(max(start, 1), limit)
-    step = max(1, size // 8)
+    # So that it is that share of the result on the way down too, where the result is smaller.
+    step = max(1, int(size * resolution / (1 + resolution)))
     while misfit - fit > max(1, int(fit * resolution)):
         if fits(size):
             fit = size

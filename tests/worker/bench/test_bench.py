@@ -40,12 +40,14 @@ def run(path: Path, *arguments: str) -> list[dict[str, Any]]:
 def test_what_fits_is_measured_beside_what_was_predicted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, mode: str
 ) -> None:
-    rows = run(tmp_path / "rows.json", "--models", model, "--modes", mode, "--checkpointing", "on")
+    case = ["--models", model, "--modes", mode, "--checkpointing", "on"]
+    rows = run(tmp_path / "rows.json", *case, "--commit", "abc1234")
     full, ours = rows
     assert [row["loss"] for row in rows] == ["full_logits", "cce"]
     assert all(row["status"] == "measured" for row in rows)
     assert ours["largest"] > 3 * full["largest"] > 0
     for row in rows:
+        assert row["commit"] == "abc1234"
         assert row["largest"] == pytest.approx(row["largest_predicted"], rel=1 / 8, abs=1)
         assert row["peak_bytes"] == pytest.approx(row["peak_predicted_bytes"], rel=0.05)
         assert row["error"] == pytest.approx(row["peak_predicted_bytes"] / row["peak_bytes"] - 1)

@@ -30,7 +30,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(path: Path) -> dict[str, Any]:
-    assert bench.main([*TINY, "--json", str(path)]) == 0
+    assert bench.main([*TINY, "--commit", "abc1234", "--json", str(path)]) == 0
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
@@ -48,6 +48,7 @@ def test_each_loss_is_a_row_and_each_bar_is_told(
     full, ours = rows["full_logits"], rows["cce"]
     for row in (full, rows["chunked"], ours):
         assert (row["model"], row["tokens"], row["dtype"]) == ("tiny-gemma", 512, "float32")
+        assert row["commit"] == "abc1234"
         assert row["loss_layer"] == row["step"] == "measured"
         assert (row["training"], row["note"]) == ("completed", None)
         assert row["training_peak_bytes"] > row["step_bytes"] > row["loss_layer_bytes"] > 0

@@ -46,9 +46,19 @@ def test_a_good_guess_costs_few_tries() -> None:
     device = Device(room=1000)
     assert largest(device.fits, start=16, limit=16) == 16
     assert device.tried == [16]
-    device = Device(room=105)
+    device = Device(room=103)
     assert largest(device.fits, start=100, limit=256, resolution=1 / 16) == 100
-    assert device.tried == [100, 112, 106]
+    assert device.tried == [100, 105]
+
+
+@pytest.mark.parametrize("start", [1, 7, 16, 17, 33, 100, 1000])
+def test_a_prediction_that_is_right_within_the_resolution_costs_two_tries(start: int) -> None:
+    within = max(1, start // 17)
+    for room in range(max(1, start - within), start + within):
+        device = Device(room)
+        found = largest(device.fits, start=start, limit=4096, resolution=1 / 16)
+        assert room - max(1, room // 16) < found <= room
+        assert len(device.tried) == 2, room
 
 
 def test_without_a_guess_powers_of_two_are_tried_and_refined() -> None:

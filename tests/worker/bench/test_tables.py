@@ -1,0 +1,63 @@
+"""The README's tables of what fits and of the ledger are those of the figures on record."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from worker.bench import ledger_report, report, tables
+
+README = (Path(tables.__file__).parents[2] / "README.md").read_text()
+
+
+def test_what_fits_is_in_the_readme() -> None:
+    assert f"\n\n{tables.batches()}\n\n" in README
+
+
+def test_the_ledger_and_its_bars_are_in_the_readme() -> None:
+    assert f"\n\n{tables.ledger()}\n\n" in README
+
+
+def test_what_is_on_record_was_measured_and_says_where() -> None:
+    rows = report.read(tables.ROWS)
+    assert {row.status for row in rows} == {"measured"}
+    assert all(row.largest and row.peak_bytes for row in rows)
+    losses, _ = ledger_report.read(tables.LEDGER)
+    assert {row.loss_layer for row in losses} == {row.step for row in losses} == {"measured"}
+    assert {row.training for row in losses} == {"completed"}
+    for row in [*rows, *losses]:
+        assert row.device == "NVIDIA H200"
+        assert all((row.commit, row.torch, row.transformers))
+
+
+def test_what_follows_from_the_figures_on_record_is_in_their_files(tmp_path: Path) -> None:
+    again = tmp_path / "rows.json"
+    report.write(report.read(tables.ROWS), again)
+    assert again.read_text() == tables.ROWS.read_text()
+    conditions = json.loads(tables.LEDGER.read_text())["conditions"]
+    ledger_report.write(conditions, *ledger_report.read(tables.LEDGER), again)
+    assert again.read_text() == tables.LEDGER.read_text()
+
+
+def test_the_bars_on_record_hold() -> None:
+    found = ledger_report.bars(*ledger_report.read(tables.LEDGER))
+    assert [bar.holds for bar in found] == [True] * 4
+
+
+def test_the_tables_of_other_files_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row for row in report.read(tables.ROWS) if row.loss == "cce"]
+    report.write(rows, tmp_path / "rows.json")
+    assert tables.main([str(tmp_path / "rows.json"), str(tables.LEDGER)]) == 0
+    told = capsys.readouterr().out
+    assert "tokens, cce" in told
+    assert "full logits (GiB)" not in told
+    assert tables.ledger() in told
+
+
+def test_rows_of_different_commits_say_so() -> None:
+    first, *rest = report.read(tables.ROWS)
+    other = report.table([replace(first, commit="1234567"), *rest], ["cce"])
+    assert "commit 1234567; NVIDIA H200" in other
