@@ -135,7 +135,7 @@ def measure(case: Case, conditions: Conditions) -> Iterator[Row]:
     """A row for each loss, as it is found.
 
     Raises:
-        OutOfTime: Before or in the midst of a loss.
+        OutOfTime: Before a loss; one whose peak is known has a row that says so.
         RuntimeError: The allocator's, where not even the model fits, or another of the device.
     """
     dtype = getattr(torch, conditions.dtype)
@@ -187,16 +187,18 @@ def _row(
         limit=conditions.limit,
         deadline=conditions.deadline,
     )
-    peak = probe.peak(conditions.reference, accumulating=False)
-    return replace(
+    row = replace(
         blank(case, loss, conditions),
-        largest=probe.largest(start=predicted, batch=1, limit=_LIMIT),
         largest_predicted=predicted,
         reference=conditions.reference,
-        peak_bytes=peak,
+        peak_bytes=probe.peak(conditions.reference, accumulating=False),
         peak_predicted_bytes=step_bytes(subject.shape, at, loss),
         peak_predicted_at=max(found, key=found.__getitem__),
     )
+    try:
+        return replace(row, largest=probe.largest(start=predicted, batch=1, limit=_LIMIT))
+    except OutOfTime:  # the peak is worth a row
+        return replace(row, status="out of time")
 
 
 @dataclass(frozen=True)

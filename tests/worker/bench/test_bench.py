@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from worker.bench import __main__ as bench
-from worker.bench.measure import Case, Conditions, Row
+from worker.bench.measure import Case, Conditions, OutOfTime, Row
 from worker.bench.models import PUBLISHED, SHAPES, build
+from worker.training.probe import Probe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 TINY = ["--seq-length", "64", "--tokens", "256", "--memory-gib", "0.06"]
@@ -91,6 +92,20 @@ def test_when_the_minutes_are_over_what_is_left_says_so(tmp_path: Path) -> None:
     rows = run(tmp_path / "rows.json", "--models", "tiny-llama", "--minutes", "0")
     assert len(rows) == 2 * 2 * 2
     assert {row["status"] for row in rows} == {"out of time"}
+
+
+def test_a_search_that_runs_out_of_time_keeps_the_peak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def largest(*_: object, **__: object) -> int:
+        raise OutOfTime
+
+    monkeypatch.setattr(Probe, "largest", largest)
+    case = ["--models", "tiny-llama", "--modes", "full", "--checkpointing", "on"]
+    for row in run(tmp_path / "rows.json", *case):
+        assert (row["status"], row["largest"]) == ("out of time", None)
+        assert abs(row["error"]) < 0.1
+    assert "| out of time | out of time | - | 0." in capsys.readouterr().out
 
 
 def test_without_a_gpu_a_limit_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
