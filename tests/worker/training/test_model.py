@@ -49,9 +49,9 @@ def variant(tiny: Path, tmp_path: Path) -> Variant:
 def load(model: Path | str, folder: Path, dtype: str = "float32") -> torch.nn.Module:
     """All that the trainer loads of a model."""
     spec = make_spec(folder, model, chats(2))
-    load_config(spec)
+    config = load_config(spec)
     load_tokenizer(spec)
-    loaded = load_model(spec, resolved(dtype=dtype), CPU)
+    loaded = load_model(spec, config, resolved(dtype=dtype), CPU)
     split_model(loaded)
     return loaded
 
