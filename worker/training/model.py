@@ -28,15 +28,21 @@ def load_tokenizer(spec: RunSpec) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model.
 
     Raises:
-        JobFailure: It can't be loaded.
+        JobFailure: It can't be loaded, or knows no words.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(spec.model_source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise JobFailure("model_unavailable", f"No tokenizer: {error}", param="model") from error
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    if set(tokenizer.get_vocab()) <= added:  # as transformers makes one up where no files are
+        message = (
+            f"No tokenizer: that of {spec.job.model} has a vocabulary of special tokens alone."
+        )
+        raise JobFailure("model_unavailable", message, param="model")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 
 

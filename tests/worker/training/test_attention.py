@@ -67,7 +67,7 @@ def eager(folder: Path, ids: torch.Tensor, **changes: Any) -> torch.Tensor:
 
 
 def suppose_sdpa(monkeypatch: pytest.MonkeyPatch, model_type: str) -> None:
-    """Hold a family to be capable of sdpa, as releases before 5.24 do."""
+    """Hold a family to be capable of sdpa, as some releases do, 5.17 among them."""
     config = AutoConfig.for_model(model_type, **SHAPE)
     made = type(AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
     base = f"{made.__name__.removesuffix('ForCausalLM')}PreTrainedModel"
