@@ -40,6 +40,13 @@ def broad_handlers(module: ast.Module) -> Iterator[ast.ExceptHandler]:
                 yield node
 
 
+def causal_lms(module: ast.Module) -> Iterator[ast.Call]:
+    """The calls that make a model as transformers sees fit, where they do not say otherwise."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("AutoModelForCausalLM"):
+            yield node
+
+
 def test_the_import_contracts_are_kept() -> None:
     command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -81,3 +88,11 @@ def test_the_environment_is_read_by_the_settings_alone() -> None:
 def test_everything_is_caught_where_that_is_the_job_and_nowhere_else() -> None:
     catching = {name(path) for path in MODULES if any(broad_handlers(tree(path)))}
     assert catching == BROAD
+
+
+def test_no_model_is_made_with_the_attention_that_transformers_would_choose() -> None:
+    made = [(name(path), call) for path in MODULES for call in causal_lms(tree(path))]
+    assert len({path for path, _ in made}) > 1
+    for path, call in made:
+        told = {each.arg: ast.unparse(each.value) for each in call.keywords}
+        assert told.get("attn_implementation") == "attention(config)", path

@@ -20,7 +20,7 @@ FAMILIES = {
     "Cohere": {**LLAMA, "logit_scale": 0.25},
     "Granite": {**LLAMA, "logits_scaling": 4.0},
     "Phi3": {**LLAMA, "pad_token_id": 0},
-    "Phi": {**LLAMA},  # its head has a bias
+    "Phi": {**LLAMA, "pad_token_id": 0},  # its head has a bias
     "GPT2": {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4},
 }
 

@@ -13,6 +13,7 @@ from cce_core.models import Split, split
 from service.contract.estimate.model import ModelShape, shape_of
 from service.contract.spec import LoraAdapter
 from worker.training.adapter import with_lora
+from worker.training.attention import attention
 from worker.training.checkpoint import trainable
 from worker.training.optimizer import MasterAdamW
 
@@ -91,7 +92,9 @@ def build(
     config.use_cache = False
     torch.manual_seed(0)
     with device:
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+        model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=dtype, attn_implementation=attention(config)
+        )
     tuned = model if adapter is None else with_lora(model, adapter, seed=0, name=name)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -96,7 +96,8 @@ def load_weights(model: Any, folder: Path) -> None:
 
         set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
         return
-    # Not tensor by tensor: transformers saves some weights in another form than it holds them.
+    # Not tensor by tensor: transformers saves some weights in another form than it holds them. By
+    # the folder's own config, so that another model's are told; the copy never runs.
     saved = type(model).from_pretrained(folder, dtype=model.dtype)
     model.load_state_dict(saved.state_dict())
 

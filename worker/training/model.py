@@ -16,6 +16,7 @@ from service.contract.errors import JobFailure
 from service.contract.spec import ResolvedOptions
 from worker.events import RunSpec
 from worker.training.adapter import adapted
+from worker.training.attention import attention
 from worker.training.batches import Batch
 
 # How much of a sequence's states another one in the same row may be, by norm: rounding alone.
@@ -27,15 +28,21 @@ def load_tokenizer(spec: RunSpec) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model.
 
     Raises:
-        JobFailure: It can't be loaded.
+        JobFailure: It can't be loaded, or knows no words.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(spec.model_source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise JobFailure("model_unavailable", f"No tokenizer: {error}", param="model") from error
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    if set(tokenizer.get_vocab()) <= added:  # as transformers makes one up where no files are
+        message = (
+            f"No tokenizer: that of {spec.job.model} has a vocabulary of special tokens alone."
+        )
+        raise JobFailure("model_unavailable", message, param="model")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 
 
@@ -83,14 +90,16 @@ def check(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> None:
         raise JobFailure("unsupported_model", message, param="model")
 
 
-def load_model(spec: RunSpec, resolved: ResolvedOptions, device: torch.device) -> nn.Module:
-    """The model, ready to train: weights of the resolved dtype, adapters where asked.
+def load_model(
+    spec: RunSpec, config: Any, resolved: ResolvedOptions, device: torch.device
+) -> nn.Module:
+    """The model of a config, ready to train: weights of the resolved dtype, adapters where asked.
 
     Raises:
         JobFailure: The weights can't be loaded or are not all there, transformers doesn't know the
             architecture, or the adapter's targets are not the model's.
     """
-    model: Any = _whole_model(spec, getattr(torch, resolved.dtype))
+    model: Any = _whole_model(spec, config, getattr(torch, resolved.dtype))
     model.to(device)
     tuned: nn.Module = adapted(model, spec)
     if resolved.gradient_checkpointing:
@@ -98,10 +107,12 @@ def load_model(spec: RunSpec, resolved: ResolvedOptions, device: torch.device) -
     return tuned
 
 
-def _whole_model(spec: RunSpec, dtype: torch.dtype) -> Any:
+def _whole_model(spec: RunSpec, config: Any, dtype: torch.dtype) -> Any:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             spec.base_model or spec.model_source,
+            config=config,
+            attn_implementation=attention(config),
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,

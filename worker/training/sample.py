@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from worker.training.attention import attention
 
 # Small models fall into loops when they always say the likeliest word.
 _REPETITION_PENALTY = 1.3
@@ -14,9 +16,12 @@ _REPETITION_PENALTY = 1.3
 
 def answer(folder: Path, question: str, max_tokens: int) -> str:
     """The greedy answer to one user message, with repetition discouraged."""
-    # Any: what transformers declares of these two contradicts how they are called.
+    # Any: what transformers declares of these contradicts how they are called.
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    config: Any = AutoConfig.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, attn_implementation=attention(config)
+    )
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": question}],
         add_generation_prompt=True,

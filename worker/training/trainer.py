@@ -75,7 +75,7 @@ def open_session(spec: RunSpec, reporter: Reporter) -> tuple[Session, Position]:
     if spec.job.comparison is None:  # which has no batch size of its own
         reporter.send(Resolved(options=resolved))
     reporter.phase("loading")
-    model = load_model(spec, resolved, device)
+    model = load_model(spec, config, resolved, device)
     run = _run(model, tokenizer, spec, resolved)
     parts = split_model(model)
     if spec.job.options.packing:

@@ -6,7 +6,8 @@
     head         V D, unless tied to the embedding
 
 V vocabulary, D width, I inner width of the MLP, Q = heads x head size, K = key/value heads x head
-size. The families differ in their norms, in biases and in how attention runs: the table below.
+size. The families differ in their norms, in biases and in how attention runs: the table below,
+which prediction and trainer both go by.
 """
 
 import re
@@ -17,6 +18,9 @@ from typing import Any, Literal
 from service.contract.errors import InvalidRequest
 from service.contract.spec import LoraAdapter
 
+# `sdpa` is torch's, fused where it can be; `eager` has all attention scores in memory.
+Attention = Literal["sdpa", "eager"]
+
 
 @dataclass(frozen=True)
 class Family:
@@ -26,8 +30,7 @@ class Family:
         norms: RMS norms of width D a layer.
         norm: Where the norm's weight is applied: `llama` after the cast back to the compute dtype,
             `gemma` before it, in fp32, which is then what a trained weight's gradient needs.
-        attention: What transformers runs by default: `sdpa`, fused where it can be, or `eager`,
-            with all attention scores in memory.
+        attention: What the trainer has transformers run, whatever its release would choose.
         tied: Whether head and embedding are one where the config does not say.
         qkv_bias: Whether q, k and v have a bias, whatever the config says.
         head_norms: Whether each head of q and k is normalized.
@@ -35,7 +38,7 @@ class Family:
 
     norms: int = 2
     norm: Literal["llama", "gemma"] = "llama"
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Attention = "sdpa"
     tied: bool = False
     qkv_bias: bool = False
     head_norms: bool = False
@@ -47,7 +50,8 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(qkv_bias=True),
     "qwen3": Family(head_norms=True),
     "gemma": Family(norm="gemma", tied=True),
-    # Its softcap on the scores is more than sdpa can do.
+    # Sdpa does not cap the scores, of which some releases say nothing; others refuse it to the
+    # family, capped or not.
     "gemma2": Family(norms=4, norm="gemma", attention="eager", tied=True),
 }
 # How peft writes down what it has adapted, for example `model.layers.3.mlp.up_proj`.
@@ -178,14 +182,25 @@ def _by_layer(targets: list[str]) -> dict[str, set[str]]:
     return found
 
 
+def attention_of(config: Mapping[str, Any]) -> Attention | None:
+    """What the trainer has transformers run for a model with this config.
+
+    Never sdpa where scores are capped. None for an uncapped model of a family that nothing is
+    predicted for: sdpa where transformers has it for the family, eager elsewhere.
+    """
+    family = _family_of(config)
+    if family is not None:
+        return family.attention
+    return None if config.get("attn_logit_softcapping") is None else "eager"
+
+
 def shape_of(config: Mapping[str, Any]) -> ModelShape:
     """The shape that a `config.json` describes.
 
     Raises:
         InvalidRequest: Its family is none that memory can be predicted for, or a size is missing.
     """
-    model_type = config.get("model_type")
-    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    model_type, family = config.get("model_type"), _family_of(config)
     if family is None:
         raise InvalidRequest(
             f"The model is a {model_type!r}, whose memory cannot be predicted; "
@@ -217,6 +232,11 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         softcap=caps["final_logit_softcapping"],
         attention_softcap=caps["attn_logit_softcapping"],
     )
+
+
+def _family_of(config: Mapping[str, Any]) -> Family | None:
+    model_type = config.get("model_type")
+    return FAMILIES.get(model_type) if isinstance(model_type, str) else None
 
 
 def _size(config: Mapping[str, Any], name: str) -> int:

@@ -12,6 +12,7 @@ import transformers
 from service.contract.spec import JobSpec, ResolvedOptions, TrainingOptions
 from worker.events import LINE, DataSource, Line, Metrics, Result, RunSpec
 from worker.training import comparison, trainer
+from worker.training.attention import attention
 from worker.training.reporter import Reporter
 
 T = TypeVar("T")
@@ -39,7 +40,9 @@ def make_model(family: str, **options: Any) -> transformers.PreTrainedModel:
     """A model with weights large enough that all that it does shows in its logits."""
     transformers.set_seed(0)
     config = getattr(transformers, f"{family}Config")(**{**FAMILIES.get(family, {}), **options})
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation=attention(config)
+    )
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.data.normal_(std=0.2)

@@ -1,5 +1,6 @@
 """A run that is put back to a checkpoint goes on as the one that wrote it, bit for bit."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,6 +111,16 @@ def test_a_checkpoint_is_a_model_too(make_run: MakeRun, tmp_path: Path) -> None:
         assert torch.equal(loaded.state_dict()[name], weight), name
     names = {path.name for path in (tmp_path / "checkpoint" / "model").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma2"])
+def test_the_attention_of_a_saved_model_is_left_to_whoever_loads_it(
+    make_run: MakeRun, tmp_path: Path, family: str
+) -> None:
+    save(make_run(family), POSITION, tmp_path / "checkpoint")
+    config = json.loads((tmp_path / "checkpoint" / "model" / "config.json").read_text())
+    assert config["model_type"] == family.lower()
+    assert not [key for key in config if "attn_implementation" in key]
 
 
 def test_weights_of_another_model_are_refused(make_run: MakeRun, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ DROPPING = LoraAdapter(rank=4, dropout=0.1)
 SMALL = {"num_hidden_layers": 2, "vocab_size": 256}
 
 
-def agrees(model_type: str, *works: Workload, **sizes: int) -> None:
+def agrees(model_type: str, *works: Workload, **sizes: int | None) -> None:
     model = truth.build(model_type, works[0], **SMALL | sizes)
     for work in works:
         predicted = saved_bytes(truth.shape(model), work)
@@ -64,6 +64,11 @@ def test_a_checkpointed_layer_keeps_its_input(model_type: str, adapter: LoraAdap
 def test_a_sliding_window_needs_a_mask_once_sequences_are_longer() -> None:
     work = Workload("bfloat16", "cpu", 2, 32, checkpointing=False)
     agrees("mistral", work, replace(work, seq_length=100), sliding_window=64)
+
+
+def test_attention_scores_that_are_not_capped_keep_no_tanh() -> None:
+    work = Workload("bfloat16", "cpu", 2, 96, checkpointing=False)
+    agrees("gemma2", work, attn_logit_softcapping=None)
 
 
 def test_attention_runs_unfused_where_no_kernel_serves() -> None:

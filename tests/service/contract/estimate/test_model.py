@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.contract.errors import InvalidRequest
-from service.contract.estimate.model import FAMILIES, shape_of
+from service.contract.estimate.model import FAMILIES, attention_of, shape_of
 from service.contract.estimate.peak import trained_parameters
 from service.contract.estimate.workload import Workload
 from service.contract.spec import LoraAdapter
@@ -56,6 +56,14 @@ def test_what_a_config_leaves_out_has_the_familys_default() -> None:
     assert gemma.tied
     assert (gemma.softcap, gemma.attention_softcap) == (30.0, 50.0)
     assert shape_of({**CONFIG, "model_type": "qwen2", "use_sliding_window": False}).window is None
+
+
+def test_no_family_caps_its_attention_scores_with_sdpa() -> None:
+    assert attention_of(CONFIG) == "sdpa"
+    assert attention_of({**CONFIG, "model_type": "gemma2"}) == "eager"  # capped by default
+    assert attention_of({"model_type": "vaultgemma", "attn_logit_softcapping": 50.0}) == "eager"
+    assert attention_of({"model_type": "mixtral", "attn_logit_softcapping": None}) is None
+    assert attention_of({"model_type": None}) is None
 
 
 @pytest.mark.parametrize(

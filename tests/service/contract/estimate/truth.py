@@ -13,6 +13,7 @@ from service.contract.estimate.workload import Workload
 from service.contract.memory import LossName
 from service.contract.spec import LoraAdapter
 from worker.training.allocator import Peak, peak_of
+from worker.training.attention import attention
 from worker.training.held import Held
 from worker.training.optimizer import MasterAdamW
 
@@ -35,7 +36,8 @@ SIZES = {
 def build(model_type: str, work: Workload, **sizes: Any) -> Any:
     """A model with random weights, set up as the trainer does; the causal LM under any adapter."""
     config = AutoConfig.for_model(model_type, **SIZES | sizes)
-    model = AutoModelForCausalLM.from_config(config).to(getattr(torch, work.dtype))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention(config))
+    model.to(getattr(torch, work.dtype))
     with warnings.catch_warnings():  # old names that the oldest supported release knows alone
         warnings.simplefilter("ignore", FutureWarning)
         if work.adapter is not None:
