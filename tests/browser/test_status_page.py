@@ -176,6 +176,22 @@ def test_a_resumed_attempt_replaces_the_steps_it_repeats(
     assert _points(page) == 20
 
 
+def test_events_of_a_job_that_is_looked_at_again_are_newest_first(
+    page: Page, server: Server, store: Store, job: SceneJob
+) -> None:
+    job.succeed()
+    other = SceneJob(store, suffix="other")
+    shown = page.locator("#events > li")
+    page.goto(f"{server.url}/#{job.id}")
+    expect(shown.first).to_contain_text("The job succeeded")
+    history = shown.all_text_contents()
+    for _ in range(2):
+        page.locator("#job-list a", has_text="other").click()
+        expect(page.locator("#job-id")).to_have_text(other.id)
+        page.locator("#job-list a", has_text="docs").click()
+        expect(shown).to_have_text(history)
+
+
 def test_a_failed_job_says_why(page: Page, server: Server, job: SceneJob) -> None:
     job.train(range(1, 4))
     job.fail("out_of_memory", "2.5 GiB asked, 1.1 GiB free.")

@@ -48,7 +48,8 @@ export class Api {
   /** The events after the one with id `last`, oldest first; the newest page where it is null. */
   async eventsSince(id, last) {
     const path = `${jobPath(id)}/events`;
-    if (last === null) return (await this.#get(`${path}?limit=${FIRST_EVENTS}`)).body.data.reverse();
+    // A copy, since the body is kept for answers of 304.
+    if (last === null) return [...(await this.#get(`${path}?limit=${FIRST_EVENTS}`)).body.data].reverse();
     const found = [];
     for (;;) {
       const { body } = await this.#get(`${path}?limit=${NEXT_EVENTS}&order=asc&after=${found.at(-1)?.id ?? last}`);
