@@ -16,6 +16,7 @@ from tests.support.measured import LEDGER, MIB, MICRO_BATCH, RECEIPT, SCORED, TO
 from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.browser
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 @pytest.fixture
@@ -68,13 +69,37 @@ def test_the_ledger_as_bars(page: Page, server: Server, job: SceneJob) -> None:
     expect(page.locator("#ledger")).to_contain_text(
         "0.200 s, the mean of 3: data 5 %, forward 30 %"
     )
-    expect(page.locator("#ledger .savings")).to_contain_text("as large fits (modelled)")
+    expect(page.locator("#ledger .savings li").first).to_have_text(
+        f"50.8{TIMES} less than full logits in the loss layer (6.0 MiB instead of 305.0 MiB);"
+        f" the whole step 2.0{TIMES} less; a micro-batch 9.0{TIMES} as large fits (modelled)"
+    )
     expect(layer.locator(".bars > div").nth(1)).to_contain_text("modelled: two_logits")
     widths = [bar.bounding_box()["width"] for bar in layer.locator(".bar").all()]
     sizes = [entry.loss_layer.bytes for entry in LEDGER.losses]
     assert widths[2] / widths[0] == pytest.approx(sizes[2] / sizes[0], rel=0.02)
     page.get_by_text("log", exact=True).click()
     assert layer.locator(".bar").nth(2).bounding_box()["width"] > 2 * widths[2]
+
+
+@pytest.mark.parametrize(
+    ("layer", "step", "told", "worse"),
+    [
+        (0.2, 0.5, f"5.0{TIMES} more than full logits in the loss layer (6.0 MiB instead of", 1),
+        (1.01, 0.99, "as much as full logits in the loss layer (6.0 MiB instead of", 0),
+    ],
+)
+def test_a_loss_that_took_no_less_is_no_success(
+    page: Page, server: Server, job: SceneJob, layer: float, step: float, told: str, worse: int
+) -> None:
+    saving = LEDGER.savings[0].model_copy(update={"loss_layer_ratio": layer, "step_ratio": step})
+    job.measure(LEDGER.model_copy(update={"savings": [saving]}))
+    page.goto(f"{server.url}/#{job.id}")
+    savings = page.locator("#ledger .savings")
+    expect(savings).to_contain_text(told)
+    step_told = f"2.0{TIMES} more" if worse else "as much"
+    expect(savings).to_contain_text(f"; the whole step {step_told}")
+    expect(savings).not_to_contain_text("less")
+    expect(savings.locator("strong.worse")).to_have_count(worse)
 
 
 def test_the_errors_of_the_receipt(page: Page, server: Server, job: SceneJob) -> None:
@@ -119,6 +144,8 @@ def test_the_prediction_and_what_came_of_it(page: Page, server: Server, job: Sce
     assert widths[1] / widths[0] == pytest.approx(800 / 824, rel=0.02)
     job.score(SCORED.model_copy(update={"measured_bytes": 900 * MIB, "error": 824 / 900 - 1}))
     expect(shown).to_contain_text("8.4 % too little memory was predicted")
+    job.score(SCORED.model_copy(update={"error": -4e-4}))
+    expect(shown).to_contain_text("It took as much as predicted")
 
 
 @pytest.mark.parametrize(

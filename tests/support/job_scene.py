@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from service.contract.estimate.record import JobEstimate, MicroBatch
 from service.contract.job import Event, JobError, JobRecord, JobStatus, Progress, new_id
+from service.contract.memory import MemoryLedger
 from service.contract.receipt import NumericsReceipt
 from service.contract.spec import JobSpec
 from service.contract.store import Claim, Store
@@ -59,7 +60,11 @@ class SceneJob:
         self._update(Event(message="Options resolved."), resolved=RESOLVED)
         self._update(None, progress=Progress(phase="measuring"))
         if ledger:
-            self._update(Event(message="Memory ledger measured."), memory=LEDGER, phases=PHASES)
+            self.measure(LEDGER)
+
+    def measure(self, ledger: MemoryLedger) -> None:
+        """Measure the loss and the phases of a step."""
+        self._update(Event(message="Memory ledger measured."), memory=ledger, phases=PHASES)
 
     def settle(self, micro_batch: MicroBatch) -> None:
         """Choose a micro-batch, and predict what it takes."""

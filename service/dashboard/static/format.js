@@ -25,6 +25,13 @@ export const small = (value) => (value && Math.abs(value) < 1e-3 ? value.toExpon
 /** How many times, for example `25.1×`. */
 export const times = (value) => `${value.toFixed(value < 100 ? 1 : 0)}×`;
 
+/** How something stands to a baseline that is `ratio` times it: `5.0× less`, and whether that is more. */
+export function lessOrMore(ratio) {
+  if (times(ratio) === times(1)) return { amount: "as much", than: "as", more: false };
+  const more = ratio < 1;
+  return { amount: more ? `${times(1 / ratio)} more` : `${times(ratio)} less`, than: "than", more };
+}
+
 /** A share in percent. */
 export const percent = (share) => `${(share * 100).toFixed(1)} %`;
 
