@@ -278,6 +278,18 @@ def test_the_api_goes_away_and_comes_back(page: Page, server: Server, job: Scene
     expect(page.locator("#connection")).to_have_text("Live")
 
 
+def test_a_change_whose_events_did_not_come_is_shown_when_they_do(
+    page: Page, server: Server, job: SceneJob
+) -> None:
+    page.goto(f"{server.url}/#{job.id}")
+    expect(page.locator("#events")).to_contain_text("Options resolved.")
+    page.route("**/events?*", lambda route: route.abort())
+    job.succeed()
+    expect(page.get_by_role("alert")).to_be_visible()
+    page.unroute("**/events?*")
+    expect(page.locator("#events > li").first).to_contain_text("The job succeeded")
+
+
 def test_the_key_is_asked_for_and_stays_in_the_tab(
     page: Page, settings: Settings, store: Store, tmp_path: Path
 ) -> None:

@@ -13,6 +13,9 @@ export const NAMES = {
   cce: "cut cross-entropy",
 };
 
+/** What `show` makes of a value; null where there is none. */
+export const given = (value, show) => (value === null || value === undefined ? null : show(value));
+
 /** A whole number with separators. */
 export const count = (value) => NUMBER.format(value);
 
