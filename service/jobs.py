@@ -85,12 +85,14 @@ def memory(services: Services, org: str, job_id: str) -> JobMemory:
 
     Raises:
         NotFound: No such job, or it has measured nothing (`memory_not_measured`): not yet, never
-            before it ended, or at its caller's wish.
+            before it ended, at its caller's wish, or as a comparison.
     """
     record = services.store.get(job_id, org)
     if record.memory is not None:
         return JobMemory.of(record, record.memory)
-    if not record.spec.options.memory_ledger:
+    if record.spec.comparison is not None:
+        why = "it is a comparison, which reports the memory of each loss in its result files"
+    elif not record.spec.options.memory_ledger:
         why = "it was created with memory_ledger false"
     elif record.terminal:
         why = f"it {record.status} before"

@@ -53,4 +53,6 @@ def _scored(estimate: JobEstimate) -> str:
     if estimate.measured_bytes is None or estimate.error is None:
         return f"Peak memory predicted: {predicted}, at the {estimate.predicted_at}."
     measured = f"{estimate.measured_bytes / _GIB:.3g} GiB"
+    if f"{abs(estimate.error):.1%}" == "0.0%":
+        return f"Peak memory measured: {measured}, as predicted."
     return f"Peak memory measured: {measured}; predicted were {predicted}, {estimate.error:+.1%}."

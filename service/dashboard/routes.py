@@ -29,13 +29,13 @@ _HEADERS = {
 router = APIRouter(include_in_schema=False)
 
 
-@router.get("/")
+@router.api_route("/", methods=["GET", "HEAD"])
 async def page(request: Request) -> Response:
     """The page itself."""
     return await _send("index.html", request)
 
 
-@router.get("/dashboard/{name}")
+@router.api_route("/dashboard/{name}", methods=["GET", "HEAD"])
 async def file(name: str, request: Request) -> Response:
     """A file that the page is made of; 304 where the browser has it."""
     return await _send(name, request)

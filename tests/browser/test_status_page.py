@@ -16,6 +16,7 @@ from tests.support.measured import LEDGER, MIB, MICRO_BATCH, RECEIPT, SCORED, TO
 from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.browser
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 @pytest.fixture
@@ -68,13 +69,37 @@ def test_the_ledger_as_bars(page: Page, server: Server, job: SceneJob) -> None:
     expect(page.locator("#ledger")).to_contain_text(
         "0.200 s, the mean of 3: data 5 %, forward 30 %"
     )
-    expect(page.locator("#ledger .savings")).to_contain_text("as large fits (modelled)")
+    expect(page.locator("#ledger .savings li").first).to_have_text(
+        f"50.8{TIMES} less than full logits in the loss layer (6.0 MiB instead of 305.0 MiB);"
+        f" the whole step 2.0{TIMES} less; a micro-batch 9.0{TIMES} as large fits (modelled)"
+    )
     expect(layer.locator(".bars > div").nth(1)).to_contain_text("modelled: two_logits")
     widths = [bar.bounding_box()["width"] for bar in layer.locator(".bar").all()]
     sizes = [entry.loss_layer.bytes for entry in LEDGER.losses]
     assert widths[2] / widths[0] == pytest.approx(sizes[2] / sizes[0], rel=0.02)
     page.get_by_text("log", exact=True).click()
     assert layer.locator(".bar").nth(2).bounding_box()["width"] > 2 * widths[2]
+
+
+@pytest.mark.parametrize(
+    ("layer", "step", "told", "worse"),
+    [
+        (0.2, 0.5, f"5.0{TIMES} more than full logits in the loss layer (6.0 MiB instead of", 1),
+        (1.01, 0.99, "as much as full logits in the loss layer (6.0 MiB instead of", 0),
+    ],
+)
+def test_a_loss_that_took_no_less_is_no_success(
+    page: Page, server: Server, job: SceneJob, layer: float, step: float, told: str, worse: int
+) -> None:
+    saving = LEDGER.savings[0].model_copy(update={"loss_layer_ratio": layer, "step_ratio": step})
+    job.measure(LEDGER.model_copy(update={"savings": [saving]}))
+    page.goto(f"{server.url}/#{job.id}")
+    savings = page.locator("#ledger .savings")
+    expect(savings).to_contain_text(told)
+    step_told = f"2.0{TIMES} more" if worse else "as much"
+    expect(savings).to_contain_text(f"; the whole step {step_told}")
+    expect(savings).not_to_contain_text("less")
+    expect(savings.locator("strong.worse")).to_have_count(worse)
 
 
 def test_the_errors_of_the_receipt(page: Page, server: Server, job: SceneJob) -> None:
@@ -119,6 +144,8 @@ def test_the_prediction_and_what_came_of_it(page: Page, server: Server, job: Sce
     assert widths[1] / widths[0] == pytest.approx(800 / 824, rel=0.02)
     job.score(SCORED.model_copy(update={"measured_bytes": 900 * MIB, "error": 824 / 900 - 1}))
     expect(shown).to_contain_text("8.4 % too little memory was predicted")
+    job.score(SCORED.model_copy(update={"error": -4e-4}))
+    expect(shown).to_contain_text("It took as much as predicted")
 
 
 @pytest.mark.parametrize(
@@ -174,6 +201,22 @@ def test_a_resumed_attempt_replaces_the_steps_it_repeats(
     page.goto(f"{server.url}/#{job.id}")
     expect(page.locator("#curve-legend")).to_contain_text("step 20")
     assert _points(page) == 20
+
+
+def test_events_of_a_job_that_is_looked_at_again_are_newest_first(
+    page: Page, server: Server, store: Store, job: SceneJob
+) -> None:
+    job.succeed()
+    other = SceneJob(store, suffix="other")
+    shown = page.locator("#events > li")
+    page.goto(f"{server.url}/#{job.id}")
+    expect(shown.first).to_contain_text("The job succeeded")
+    history = shown.all_text_contents()
+    for _ in range(2):
+        page.locator("#job-list a", has_text="other").click()
+        expect(page.locator("#job-id")).to_have_text(other.id)
+        page.locator("#job-list a", has_text="docs").click()
+        expect(shown).to_have_text(history)
 
 
 def test_a_failed_job_says_why(page: Page, server: Server, job: SceneJob) -> None:
@@ -233,6 +276,18 @@ def test_the_api_goes_away_and_comes_back(page: Page, server: Server, job: Scene
     server.start()
     expect(page.get_by_role("alert")).to_be_hidden()
     expect(page.locator("#connection")).to_have_text("Live")
+
+
+def test_a_change_whose_events_did_not_come_is_shown_when_they_do(
+    page: Page, server: Server, job: SceneJob
+) -> None:
+    page.goto(f"{server.url}/#{job.id}")
+    expect(page.locator("#events")).to_contain_text("Options resolved.")
+    page.route("**/events?*", lambda route: route.abort())
+    job.succeed()
+    expect(page.get_by_role("alert")).to_be_visible()
+    page.unroute("**/events?*")
+    expect(page.locator("#events > li").first).to_contain_text("The job succeeded")
 
 
 def test_the_key_is_asked_for_and_stays_in_the_tab(

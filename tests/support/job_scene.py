@@ -2,12 +2,14 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from service.contract.comparison import Cell
 from service.contract.estimate.record import JobEstimate, MicroBatch
 from service.contract.job import Event, JobError, JobRecord, JobStatus, Progress, new_id
+from service.contract.memory import MemoryLedger
 from service.contract.receipt import NumericsReceipt
-from service.contract.spec import JobSpec
+from service.contract.spec import ComparisonOptions, JobSpec
 from service.contract.store import Claim, Store
 from tests.support.measured import (
     ESTIMATE,
@@ -33,9 +35,16 @@ class SceneJob:
         org: str = ORG,
         model: str = "tiny-llama",
         suffix: str | None = "docs",
+        comparison: ComparisonOptions | None = None,
     ) -> None:
         self._store = store
-        spec = JobSpec(model=model, training_file="file-training", suffix=suffix, seed=1)
+        spec = JobSpec(
+            model=model,
+            training_file="file-training",
+            suffix=suffix,
+            seed=1,
+            comparison=comparison,
+        )
         record = JobRecord(id=new_id("ftjob-"), org=org, created_at=int(time.time()), spec=spec)
         created = Event(message=f"Created fine-tuning job: {record.id}")
         self.id = record.id
@@ -59,7 +68,11 @@ class SceneJob:
         self._update(Event(message="Options resolved."), resolved=RESOLVED)
         self._update(None, progress=Progress(phase="measuring"))
         if ledger:
-            self._update(Event(message="Memory ledger measured."), memory=LEDGER, phases=PHASES)
+            self.measure(LEDGER)
+
+    def measure(self, ledger: MemoryLedger) -> None:
+        """Measure the loss and the phases of a step."""
+        self._update(Event(message="Memory ledger measured."), memory=ledger, phases=PHASES)
 
     def settle(self, micro_batch: MicroBatch) -> None:
         """Choose a micro-batch, and predict what it takes."""
@@ -89,13 +102,25 @@ class SceneJob:
         """Tell of a checkpoint."""
         self._update(Event(message=f"Checkpoint created at step {step}."))
 
-    def succeed(self) -> None:
+    def compare(self, cell: Cell) -> None:
+        """Tell what one loss of a comparison takes at one batch size."""
+        data = cell.model_dump(mode="json", exclude={"train_losses"})
+        message = f"{cell.loss} at batch size {cell.batch_size}: {cell.outcome}."
+        self._update(Event(message=message, data=data))
+
+    def conclude(self, result_files: list[str]) -> None:
+        """End a comparison well."""
+        message = "The comparison succeeded; its reports are the result files."
+        self._end(JobStatus.SUCCEEDED, Event(message=message), result_files=result_files)
+
+    def succeed(self, result_files: Sequence[str] = ()) -> None:
         """End well."""
         model = f"ft:tiny-llama:{ORG}:docs:{self.id.removeprefix('ftjob-')}"
         self._end(
             JobStatus.SUCCEEDED,
             Event(message=f"The job succeeded. New model: {model}"),
             fine_tuned_model=model,
+            result_files=[*result_files],
             trained_tokens=120_000,
         )
 

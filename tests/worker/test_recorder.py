@@ -34,6 +34,7 @@ from worker.events import (
 from worker.publish import Publisher
 from worker.recorder import Recorder
 
+EXACT = SCORED.model_copy(update={"measured_bytes": SCORED.predicted_bytes, "error": -1e-4})
 SETTLED = (
     "Micro-batches of 6 for a batch of 4, the largest that fits. "
     "That is 3 times what full logits would have allowed."
@@ -71,6 +72,12 @@ def recorder(deployment: Deployment, job_id: str, interval_s: float = 0.0) -> Re
             "estimate",
             SCORED,
             "Peak memory measured: 4 GiB; predicted were 3 GiB, -25.0%.",
+        ),
+        (
+            Estimated(estimate=EXACT),
+            "estimate",
+            EXACT,
+            "Peak memory measured: 3 GiB, as predicted.",
         ),
         (
             MicroBatchSettled(micro_batch=MICRO_BATCH, options=OPTIONS),

@@ -2,6 +2,7 @@
 
 const KEY = "headroom-api-key";
 const TIMEOUT_MS = 10_000;
+const CONTENT_TIMEOUT_MS = 600_000;
 const REMEMBERED = 32;
 const FIRST_EVENTS = 1000;
 const NEXT_EVENTS = 100;
@@ -41,6 +42,23 @@ export class Api {
     return this.#get(jobPath(id));
   }
 
+  /** What is known of a file. */
+  async file(id) {
+    return (await this.#get(filePath(id))).body;
+  }
+
+  /** Where a file's bytes are. */
+  contentPath(id) {
+    return `${filePath(id)}/content`;
+  }
+
+  /** A file's bytes. */
+  async content(id) {
+    const response = await this.#fetch(this.contentPath(id), { timeoutMs: CONTENT_TIMEOUT_MS });
+    if (!response.ok) throw new ApiError(response.status, await reason(response));
+    return answered(response.blob());
+  }
+
   metrics(id, resolution) {
     return this.#get(`${jobPath(id)}/metrics?resolution=${resolution}`);
   }
@@ -48,7 +66,8 @@ export class Api {
   /** The events after the one with id `last`, oldest first; the newest page where it is null. */
   async eventsSince(id, last) {
     const path = `${jobPath(id)}/events`;
-    if (last === null) return (await this.#get(`${path}?limit=${FIRST_EVENTS}`)).body.data.reverse();
+    // A copy, since the body is kept for answers of 304.
+    if (last === null) return [...(await this.#get(`${path}?limit=${FIRST_EVENTS}`)).body.data].reverse();
     const found = [];
     for (;;) {
       const { body } = await this.#get(`${path}?limit=${NEXT_EVENTS}&order=asc&after=${found.at(-1)?.id ?? last}`);
@@ -57,28 +76,24 @@ export class Api {
     }
   }
 
-  /** The body of an answer, whether it is another than last time, and when to come back. */
+  /** The body of an answer, the same object until there is news, and when to come back. */
   async #get(path) {
     const known = this.#answers.get(path);
-    const response = await this.#fetch(path, known?.etag);
+    const response = await this.#fetch(path, { etag: known?.etag });
     const retryAfterS = Number(response.headers.get("Retry-After")) || null;
-    if (response.status === 304) return { body: known.body, changed: false, retryAfterS };
+    if (response.status === 304) return { body: known.body, retryAfterS };
     if (!response.ok) throw new ApiError(response.status, await reason(response), retryAfterS);
     const body = await response.json();
     this.#remember(path, response.headers.get("ETag"), body);
-    return { body, changed: true, retryAfterS };
+    return { body, retryAfterS };
   }
 
-  async #fetch(path, etag) {
+  #fetch(path, { etag, timeoutMs = TIMEOUT_MS }) {
     const headers = {};
     if (this.#key) headers.Authorization = `Bearer ${this.#key}`;
     if (etag) headers["If-None-Match"] = etag;
-    const signal = AbortSignal.timeout(TIMEOUT_MS);
-    try {
-      return await fetch(path, { headers, signal, cache: "no-store", credentials: "omit" });
-    } catch {
-      throw new ApiError(0, "The API does not answer.");
-    }
+    const signal = AbortSignal.timeout(timeoutMs);
+    return answered(fetch(path, { headers, signal, cache: "no-store", credentials: "omit" }));
   }
 
   #remember(path, etag, body) {
@@ -89,6 +104,16 @@ export class Api {
 }
 
 const jobPath = (id) => `v1/fine_tuning/jobs/${encodeURIComponent(id)}`;
+const filePath = (id) => `v1/files/${encodeURIComponent(id)}`;
+
+/** What comes over the network. */
+async function answered(coming) {
+  try {
+    return await coming;
+  } catch {
+    throw new ApiError(0, "The API does not answer.");
+  }
+}
 
 /** The message of an error envelope. */
 async function reason(response) {

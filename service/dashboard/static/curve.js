@@ -83,7 +83,7 @@ export class LossCurve {
         svg("text", { x: this.#x(value), y: bottom + 18, "text-anchor": "middle" }, count(value)),
       ),
       svg("line", { class: "base", x1: MARGIN.left, x2: width - MARGIN.right, y1: bottom, y2: bottom }),
-      svg("text", { x: width - MARGIN.right, y: bottom - 6, "text-anchor": "end", class: "unit" }, "step"),
+      svg("text", { x: MARGIN.left - 8, y: bottom + 18, "text-anchor": "end" }, "step"),
     ];
   }
 

@@ -13,6 +13,9 @@ export const NAMES = {
   cce: "cut cross-entropy",
 };
 
+/** What `show` makes of a value; null where there is none. */
+export const given = (value, show) => (value === null || value === undefined ? null : show(value));
+
 /** A whole number with separators. */
 export const count = (value) => NUMBER.format(value);
 
@@ -24,6 +27,13 @@ export const small = (value) => (value && Math.abs(value) < 1e-3 ? value.toExpon
 
 /** How many times, for example `25.1×`. */
 export const times = (value) => `${value.toFixed(value < 100 ? 1 : 0)}×`;
+
+/** How something stands to a baseline that is `ratio` times it: `5.0× less`, and whether that is more. */
+export function lessOrMore(ratio) {
+  if (times(ratio) === times(1)) return { amount: "as much", than: "as", more: false };
+  const more = ratio < 1;
+  return { amount: more ? `${times(1 / ratio)} more` : `${times(ratio)} less`, than: "than", more };
+}
 
 /** A share in percent. */
 export const percent = (share) => `${(share * 100).toFixed(1)} %`;

@@ -1,6 +1,6 @@
 /* The head of one job: where it stands, its facts, its error and its options. */
 
-import { ago, count, date, duration, loss, percent, size, small, words } from "./format.js";
+import { ago, count, date, duration, given, loss, percent, size, small, words } from "./format.js";
 import { arrange, byId, el, setText } from "./dom.js";
 import { share, showStatus, title } from "./jobs.js";
 
@@ -11,7 +11,8 @@ export const hasEnded = (job) => ENDED.has(job.status);
 
 /** Show a job. */
 export function showJob(job) {
-  setText(byId("job-title"), title(job));
+  byId("job").dataset.kind = job.comparison ? "comparison" : "training";
+  setText(byId("job-title"), job.comparison ? `Comparison on ${title(job)}` : title(job));
   setText(byId("job-id"), job.id);
   showStatus(byId("job-status"), job);
   showProgress(job);
@@ -53,8 +54,19 @@ function showError(error) {
 
 /** Pairs of a name and a text; a null text leaves the pair out. */
 function facts(job) {
+  return [
+    // A comparison's are those of its losses, in its table.
+    ...(job.comparison ? [] : trainingFacts(job)),
+    ["Device", given(job.progress?.device, String)],
+    ["Worker", given(job.worker, String)],
+    ["Attempt", job.attempt ? String(job.attempt) : null],
+    ["Created", ago(job.created_at), date(job.created_at)],
+    ["Took", given(job.finished_at, (end) => duration(end - (job.started_at ?? job.created_at)))],
+  ];
+}
+
+function trainingFacts(job) {
   const now = job.progress ?? {};
-  const given = (value, show) => (value === null || value === undefined ? null : show(value));
   const running = job.status === "running";
   return [
     ["Training loss", given(now.train_loss, loss)],
@@ -66,12 +78,6 @@ function facts(job) {
     ["Learning rate", given(now.learning_rate, small)],
     ["Epoch", given(now.epoch, (value) => value.toFixed(2))],
     ["Tokens", given(job.trained_tokens ?? (now.tokens || null), count)],
-    ["Device", given(now.device, String)],
-    ["Worker", given(job.worker, String)],
-    ["Attempt", job.attempt ? String(job.attempt) : null],
-    ["Created", ago(job.created_at), date(job.created_at)],
-    ["Took", given(job.finished_at, (end) => duration(end - (job.started_at ?? job.created_at)))],
-    ["Result", job.fine_tuned_model],
   ];
 }
 

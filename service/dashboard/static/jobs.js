@@ -23,6 +23,7 @@ export class JobList {
 class Row {
   #name = el("span", { class: "row-name" });
   #status = el("span", { class: "status" });
+  #kind = el("span", { class: "tag" });
   #when = el("time", { class: "muted" });
   #bar = el("progress", { max: 1, "aria-hidden": "true" });
   #link;
@@ -30,7 +31,7 @@ class Row {
   constructor(job) {
     const lines = [
       el("span", { class: "row-line" }, this.#name, this.#status),
-      el("span", { class: "row-line" }, el("code", { class: "muted" }, shortId(job.id)), this.#when),
+      el("span", { class: "row-line" }, el("code", { class: "muted" }, shortId(job.id)), this.#kind, this.#when),
     ];
     this.#link = el("a", { href: `#${job.id}` }, ...lines, this.#bar);
     this.element = el("li", {}, this.#link);
@@ -39,6 +40,7 @@ class Row {
   update(job, selected) {
     setText(this.#name, title(job));
     showStatus(this.#status, job);
+    setText(this.#kind, job.comparison ? "comparison" : "");
     setText(this.#when, ago(job.created_at));
     this.#when.title = date(job.created_at);
     this.#bar.hidden = job.status !== "running";

@@ -1,6 +1,6 @@
 /* The memory ledger as bars: each loss on the job's own shapes, each figure with its origin. */
 
-import { NAMES, count, size, small, times } from "./format.js";
+import { NAMES, count, lessOrMore, size, small, times } from "./format.js";
 import { bars } from "./bars.js";
 import { el } from "./dom.js";
 
@@ -43,7 +43,7 @@ export class LedgerView {
     const scale = this.#scale ?? fittingScale(memory.losses);
     for (const input of this.#chooser.querySelectorAll("input")) input.checked = input.value === scale;
     this.#root.replaceChildren(
-      savings(memory.savings),
+      savings(memory),
       ...MEASURES.map(([key, title]) => group(memory.losses, key, title, scale)).filter(Boolean),
       el("p", { class: "muted fine" }, conditions(memory), receipt ? ` ${parity(receipt)}${filtering(receipt)}` : null),
       phases ? el("p", { class: "muted fine" }, stepTime(phases)) : "",
@@ -56,19 +56,21 @@ function fittingScale(losses) {
   return Math.max(...sizes) / Math.min(...sizes) > LINEAR_UP_TO ? "log" : "linear";
 }
 
-/** What the job's loss saves, each time against a named baseline. */
-function savings(entries) {
+/** What the job's loss takes, each time against a named baseline. */
+function savings({ savings: entries, losses }) {
   if (!entries.length) return el("p", { class: "muted" }, "No baseline was measured.");
-  const items = entries.map((saving) =>
-    el(
+  const layer = Object.fromEntries(losses.map((entry) => [entry.loss, entry.loss_layer.bytes]));
+  const items = entries.map(({ baseline, ...saving }) => {
+    const { amount, than, more } = lessOrMore(saving.loss_layer_ratio);
+    return el(
       "li",
       {},
-      el("strong", {}, times(saving.loss_layer_ratio)),
-      ` less than ${NAMES[saving.baseline]} in the loss layer (${size(saving.loss_layer_bytes)})`,
-      saving.step_ratio ? `; the whole step ${times(saving.step_ratio)}` : null,
+      el("strong", { class: more ? "worse" : null }, amount),
+      ` ${than} ${NAMES[baseline]} in the loss layer (${size(layer[JOB_LOSS])} instead of ${size(layer[baseline])})`,
+      saving.step_ratio ? `; the whole step ${lessOrMore(saving.step_ratio).amount}` : null,
       saving.micro_batch_ratio ? `; a micro-batch ${times(saving.micro_batch_ratio)} as large fits (modelled)` : null,
-    ),
-  );
+    );
+  });
   return el("ul", { class: "savings" }, ...items);
 }
 

@@ -1,6 +1,7 @@
 /* The page: polls the list and the chosen job, and hands what comes to the views. */
 
 import { Api } from "./api.js";
+import { ComparisonView } from "./comparison.js";
 import { EventLog } from "./events.js";
 import { JobList } from "./jobs.js";
 import { KeyDialog, showLive, showLocked, showTrouble } from "./connection.js";
@@ -8,6 +9,7 @@ import { LedgerView } from "./ledger.js";
 import { LossCurve } from "./curve.js";
 import { Poller } from "./poll.js";
 import { PredictionView } from "./prediction.js";
+import { ResultsView } from "./results.js";
 import { byId } from "./dom.js";
 import { hasEnded, showJob } from "./job.js";
 
@@ -22,6 +24,8 @@ const list = new JobList(byId("job-list"));
 const log = new EventLog(byId("events"));
 const curve = new LossCurve(byId("curve"), byId("curve-legend"));
 const ledger = new LedgerView(byId("ledger"), byId("ledger-scale"));
+const comparison = new ComparisonView(byId("comparison"));
+const results = new ResultsView(api, byId("results-card"), byId("results"));
 const prediction = new PredictionView(byId("prediction"));
 let limit = PAGE;
 let shown = null;
@@ -42,8 +46,7 @@ async function poll() {
 /** Refresh the chosen job; its events and metrics too, where it has changed. */
 async function pollJob(id) {
   if (id === null) return IDLE_S;
-  const fresh = shown?.id !== id;
-  if (fresh) forget();
+  if (shown?.id !== id) forget();
   let answer;
   try {
     answer = await api.job(id);
@@ -51,7 +54,7 @@ async function pollJob(id) {
     if (error.status !== 404) throw error;
     return IDLE_S;
   }
-  if (fresh || answer.changed) await refresh(id, answer.body);
+  if (shown !== answer.body) await refresh(id, answer.body);
   showJob(answer.body);
   return hasEnded(answer.body) ? IDLE_S : Math.max(BUSY_S, answer.retryAfterS ?? 0);
 }
@@ -60,9 +63,15 @@ async function refresh(id, job) {
   const [events, metrics] = await Promise.all([
     api.eventsSince(id, shown?.id === id ? log.last : null),
     api.metrics(id, CURVE_POINTS),
+    results.update(job),
   ]);
   shown = job;
   log.add(events);
+  if (job.comparison) {
+    comparison.add(events);
+    comparison.update(job, hasEnded(job) ? "Nothing was measured." : "The first figures come when a loss has done its steps.");
+    return;
+  }
   curve.update(metrics.body.data, job.progress?.total_steps, hasEnded(job) ? "No step was taken." : "It begins with the first step.");
   prediction.update(job, hasEnded(job) ? "This job has none." : "Predicted before training begins.");
   ledger.update(job, hasEnded(job) ? "This job has none." : "Measured before training begins.");
@@ -71,6 +80,7 @@ async function refresh(id, job) {
 function forget() {
   shown = null;
   log.clear();
+  comparison.clear();
 }
 
 /** Show what there is to see; on narrow screens the list gives way to a linked job. */

@@ -45,14 +45,17 @@ function overFullLogits({ full_logits: most, multiple, provenance }) {
   if (most === null) return null;
   const test = `(${TESTS[provenance]})`;
   if (most === 0) return el("li", {}, `with full logits not one fits ${test}`);
-  return el("li", {}, el("strong", {}, times(multiple)), ` as many as with full logits, ${count(most)} ${test}`);
+  const strong = el("strong", { class: multiple < 1 ? "worse" : null }, times(multiple));
+  return el("li", {}, strong, ` as many as with full logits, ${count(most)} ${test}`);
 }
 
 /** How far off the prediction was; null until that is known. */
 function error({ error: off }) {
   if (off === null) return null;
+  const shown = percent(Math.abs(off));
+  if (shown === percent(0)) return el("p", { class: "savings" }, el("span", {}, "It took as much as ", el("strong", {}, "predicted")));
   const wrong = off < 0 ? "too little" : "too much";
-  return el("p", { class: "savings" }, el("span", {}, el("strong", {}, percent(Math.abs(off))), ` ${wrong} memory was predicted`));
+  return el("p", { class: "savings" }, el("span", {}, el("strong", {}, shown), ` ${wrong} memory was predicted`));
 }
 
 function peak({ predicted_bytes: predicted, measured_bytes: measured, method }) {

@@ -35,6 +35,16 @@ def test_a_comparison_is_a_job_that_says_what_it_compares(
     assert http.get(f"{JOBS}/{made['id']}").json() == made
 
 
+def test_a_comparison_has_no_ledger_and_says_where_its_figures_are(
+    http: httpx.Client, made: dict[str, Any]
+) -> None:
+    error = error_of(http.get(f"{JOBS}/{made['id']}/memory"))
+    assert error["code"] == "memory_not_measured"
+    assert "it is a comparison, which reports the memory of each loss in its result" in str(
+        error["message"]
+    )
+
+
 def test_the_options_of_a_job_go_into_its_spec(
     http: httpx.Client, store: Store, training_file: str
 ) -> None:
