@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from service.contract.batching import batching
 from service.contract.device import Device, DeviceKind
-from service.contract.errors import InvalidRequest, JobFailure
 from service.contract.estimate.fit import largest_predicted, micro_batch, usable_bytes
 from service.contract.estimate.losses import layer_bytes
 from service.contract.estimate.model import ModelShape, shape_of
@@ -92,10 +91,7 @@ def estimate(services: Services, org: str, request: JobCreate) -> Estimate:
 def _question(services: Services, org: str, spec: JobSpec) -> _Question:
     config, own = config_of(services, org, spec.model)
     shape = shape_of(config)
-    try:
-        length = sequence_length(spec, shape.context)
-    except JobFailure as failure:
-        raise InvalidRequest(failure.message, code=failure.code, param=failure.param) from failure
+    length = sequence_length(spec, shape.context)  # which `check` has found to be possible
     past = services.store.page(org, after=None, limit=_PAST_JOBS, metadata={}).items
     past = [job for job in past if job.spec.model == spec.model]
     data = data_size(services.files.get(org, spec.training_file), past, length)

@@ -9,13 +9,15 @@ from functools import lru_cache
 
 from service.comparison_request import ComparisonCreate
 from service.contract import batching
-from service.contract.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from service.contract.errors import Conflict, InvalidRequest, JobFailure, NotFound, Unavailable
 from service.contract.job import Event, JobRecord, new_id
 from service.contract.queue import VALIDATE
 from service.contract.records import PREFIX, Standing
+from service.contract.resolve import sequence_length
 from service.contract.spec import JobSpec
 from service.deps import Services
 from service.job_request import JobCreate
+from service.model_configs import context_of
 from service.schemas import Job, JobMemory
 
 _LOG = logging.getLogger(__name__)
@@ -132,6 +134,7 @@ def check(services: Services, org: str, spec: JobSpec) -> None:
     _check_file(services, org, "training_file", spec.training_file)
     if spec.validation_file is not None:
         _check_file(services, org, "validation_file", spec.validation_file)
+    _check_length(services, org, spec)
     batching.check(spec)
 
 
@@ -155,6 +158,15 @@ def _check_model(services: Services, org: str, spec: JobSpec) -> None:
             code="unsupported_model",
             param="adapter",
         )
+
+
+def _check_length(services: Services, org: str, spec: JobSpec) -> None:
+    if spec.options.max_seq_length == "auto":
+        return
+    try:
+        sequence_length(spec, context_of(services, org, spec.model))
+    except JobFailure as failure:
+        raise InvalidRequest(failure.message, code=failure.code, param=failure.param) from failure
 
 
 def _check_file(services: Services, org: str, param: str, file_id: str) -> None:

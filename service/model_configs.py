@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from service.contract.errors import InvalidRequest
+from service.contract.errors import InvalidRequest, NotFound
 from service.contract.models import ModelRecord
 from service.contract.spec import LoraAdapter
 from service.deps import Services
@@ -25,7 +25,10 @@ def config_of(services: Services, org: str, name: str) -> tuple[dict[str, Any], 
         folder = Path(source)
         if not folder.is_absolute():  # a hub id
             raise _unknown(name, "its config is on the hub, which the service does not read")
-        return _parsed(name, (folder / "config.json").read_text()), None
+        try:
+            return _parsed(name, (folder / "config.json").read_bytes()), None
+        except OSError as error:
+            raise _unknown(name, f"its config can't be read ({error.strerror})") from error
     record = services.models.get(org, name)
     if record.kind == "full":
         return _parsed(name, _stored(services, record, "config.json")), None
@@ -33,7 +36,21 @@ def config_of(services: Services, org: str, name: str) -> tuple[dict[str, Any], 
     return config, _adapter(name, _stored(services, record, "adapter_config.json"))
 
 
-def _adapter(name: str, text: str) -> LoraAdapter:
+def context_of(services: Services, org: str, name: str) -> int | None:
+    """Tokens that a model's context holds; None where the service can't know, as for a hub id.
+
+    Raises:
+        Unavailable: The storage does not answer.
+    """
+    try:
+        config, _ = config_of(services, org, name)
+    except (InvalidRequest, NotFound):  # which is for the workers to find out, and to say
+        return None
+    context = config.get("max_position_embeddings")
+    return context if isinstance(context, int) else None
+
+
+def _adapter(name: str, text: bytes) -> LoraAdapter:
     """The adapter of a peft config, as far as it decides what is trained."""
     config = _parsed(name, text)
     try:
@@ -48,12 +65,12 @@ def _adapter(name: str, text: str) -> LoraAdapter:
         raise _unknown(name, "its adapter is not LoRA on named modules") from error
 
 
-def _stored(services: Services, record: ModelRecord, file: str) -> str:
+def _stored(services: Services, record: ModelRecord, file: str) -> bytes:
     with services.storage.read(f"{record.path}/{file}") as stream:
-        return stream.read().decode()
+        return stream.read()
 
 
-def _parsed(name: str, text: str) -> dict[str, Any]:
+def _parsed(name: str, text: bytes) -> dict[str, Any]:
     try:
         config = json.loads(text)
     except ValueError as error:

@@ -45,6 +45,7 @@ class Reaper:
             self._resend([job for job in unheld if job.status in _QUEUES])
             self.files.remove_expired(self.storage.delete)
             self._remove_abandoned_folders()
+            self._tidy_up_after_ended_jobs()
         except Unavailable as away:
             logger.warning("Not swept: %s", away)
 
@@ -98,3 +99,27 @@ class Reaper:
             job_id, _, _ = folder.name.rpartition("-")
             if not self.store.has_lease(job_id):
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _tidy_up_after_ended_jobs(self) -> None:
+        """Leave of checkpoints what makes them models: nobody will resume a job that has ended.
+
+        A job is done with when there is nothing left to remove, and not before: whoever removes
+        may die meanwhile, or another reaper be at the same.
+        """
+        for job_id in self.store.untidy():
+            if paths := self._of_no_more_use(job_id):
+                for path in paths:
+                    self.storage.delete(path)
+            else:
+                self.store.tidied(job_id)
+
+    def _of_no_more_use(self, job_id: str) -> list[str]:
+        """The training state of an ended job's checkpoints, and checkpoints without a record."""
+        recorded = {checkpoint.path for checkpoint in self.store.checkpoints(job_id)}
+        found = []
+        for path in self.storage.children(f"checkpoints/{job_id}"):
+            if path not in recorded:
+                found.append(path)
+            elif self.storage.children(state := f"{path}/state"):
+                found.append(state)
+        return found

@@ -120,10 +120,10 @@ class StoredEvent(Event):
 
 
 class Checkpoint(BaseModel):
-    """A checkpoint that is whole, in the storage, and can be resumed from.
+    """A checkpoint that is whole, in the storage, and can be resumed from while its job goes on.
 
     Attributes:
-        path: Storage path of the checkpoint's folder.
+        path: Storage path of the checkpoint's folder: `model/`, and `state/` until the job ends.
         model: Id of the model that it can be downloaded as.
     """
 

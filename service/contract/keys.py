@@ -5,6 +5,7 @@
     events:{id}              STREAM  a job's events: level, message, type, data (JSON)
     checkpoints:{id}         ZSET    a job's checkpoints as JSON, scored by step
     jobs:active              SET     ids of jobs that have not ended: what the reaper looks at
+    jobs:untidy              SET     ids of jobs that have ended, but may have left training state
     jobs:waiting             ZSET    ids of queued jobs, scored by when they were queued, in ms
     org:{org}:jobs           ZSET    ids of an organization's jobs, in order of creation
     file:{id}                STRING  a FileRecord as JSON; expires with the file
@@ -23,6 +24,7 @@ its own keys (the queues' names are in `queue.py`) in the same database.
 """
 
 ACTIVE = "jobs:active"
+UNTIDY = "jobs:untidy"
 WAITING = "jobs:waiting"
 EXPIRING = "files:expiring"
 WORKERS = "workers:live"

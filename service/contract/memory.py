@@ -59,7 +59,8 @@ class LossMemory(Frozen):
         loss_layer: Peak of forward and backward of the loss layer alone.
         step: Peak of a whole forward and backward pass of the model, above weights and gradients,
             or None if not run.
-        tokens_per_s: Throughput of those passes, or None if not run.
+        tokens_per_s: Throughput of such a pass, warm and not slowed by the counting; None if not
+            run.
         largest_micro_batch: Modelled; None on CPU, where memory is not the job's alone, and where
             no micro-batch that was tried did fit.
     """

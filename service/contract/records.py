@@ -132,6 +132,11 @@ class Records:
 
         return [job for job, held in zip(jobs, self._ask(ask), strict=True) if not held]
 
+    def untidy(self) -> list[str]:
+        """Ids of jobs that have ended and may have left training state in the storage."""
+        with available():
+            return sorted(self._redis.smembers(keys.UNTIDY))
+
     def users(self, *ids: str) -> list[JobRecord]:
         """Unfinished jobs that name one of `ids` in their spec, or are one of them.
 

@@ -61,12 +61,18 @@ class Storage:
             return bool(self._fs.exists(self._full(path)))
 
     def children(self, path: str) -> list[str]:
-        """Paths of what is in a folder, half-written parts included; none where it is absent."""
+        """Paths of what is in a folder, half-written parts included; none where it is absent.
+
+        Raises:
+            Unavailable: Nor is the folder of the whole storage there.
+        """
         self._fs.invalidate_cache()
         with _as_unavailable():
             try:
                 found: list[str] = self._fs.ls(self._full(path), detail=False)
             except FileNotFoundError:
+                if self._local and not self.exists(""):  # object storage has no empty folders
+                    raise self._away() from None
                 return []
         return sorted(f"{path}/{name.rstrip('/').rpartition('/')[2]}" for name in found)
 
@@ -129,6 +135,10 @@ class Storage:
         """What it means that a path is not there: without its root, the storage is away."""
         if self.exists(""):
             return NotFound(f"The storage holds no {path}.", code="content_not_found")
+        return self._away()
+
+    @staticmethod
+    def _away() -> Unavailable:
         return Unavailable("The storage is not there: is it mounted?")
 
     @contextmanager

@@ -16,7 +16,7 @@ from redis import Redis
 from service.contract import events as event_stream
 from service.contract import index, keys, rules, tally
 from service.contract.commands import Pipe
-from service.contract.connection import transaction
+from service.contract.connection import available, transaction
 from service.contract.errors import Conflict
 from service.contract.job import Checkpoint, Event, JobRecord, JobStatus
 from service.contract.models import ModelRecord, Models
@@ -237,6 +237,11 @@ class Store(Records):
 
         return self._change(job_id, decide, also)
 
+    def tidied(self, job_id: str) -> None:
+        """Forget that an ended job may have left training state in the storage."""
+        with available():
+            self._redis.srem(keys.UNTIDY, job_id)
+
     def request_cancel(self, job_id: str) -> JobRecord:
         """Ask the attempt that holds the job to stop; a job that nobody holds is cancelled now.
 
@@ -288,6 +293,7 @@ def _move(pipe: Pipe, record: JobRecord) -> None:
         pipe.zrem(keys.WAITING, record.id)
     if record.terminal:
         pipe.srem(keys.ACTIVE, record.id)
+        pipe.sadd(keys.UNTIDY, record.id)
 
 
 def _read(pipe: Pipe, job_id: str | None) -> JobRecord | None:

@@ -101,6 +101,18 @@ def test_a_job_from_upload_to_a_model_that_transformers_loads(
         client.models.retrieve(trained.fine_tuned_model)
 
 
+def test_checkpoints_are_models_after_the_job_and_keep_no_training_state(
+    client: OpenAI, stack: Stack, trained: FineTuningJob, tmp_path: Path
+) -> None:
+    checkpoints = list(client.fine_tuning.jobs.checkpoints.list(trained.id))
+    folder = stack.models.parent / "storage" / "checkpoints" / trained.id
+    until(lambda: not [*folder.glob("*/state")], 60, what="the training state to go")
+    assert len([*folder.iterdir()]) == len(checkpoints) >= 2
+    for checkpoint in checkpoints:
+        name = f"model-{checkpoint.step_number}"
+        _check_model(stack, checkpoint.fine_tuned_model_checkpoint, tmp_path / name)
+
+
 def test_the_client_pages_through_jobs_and_checkpoints_and_filters_by_metadata(
     client: OpenAI, trained: FineTuningJob, cancelled: tuple[str, str, dict[str, str]]
 ) -> None:

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,14 +15,28 @@ from service.contract.queue import VALIDATE, Queue, make_celery
 from service.contract.settings import Settings
 from service.contract.storage import Storage
 from service.contract.store import Store
+from service.settings import ServiceSettings
 from tests.service.contract.support import file_record
 from tests.service.support import JOBS, enqueue, error_of, submit, tuned_model, upload
 from tests.support.stack import TINY
+
+COMPARISONS = "/v1/fine_tuning/comparisons"
+CONFIG_OF_64 = '{"model_type": "llama", "max_position_embeddings": 64}'
 
 
 @pytest.fixture
 def body(training_file: str) -> dict[str, Any]:
     return {"model": TINY, "training_file": training_file}
+
+
+@pytest.fixture
+def of_64(service_settings: ServiceSettings) -> Iterator[str]:
+    """A base model whose context is 64 tokens, by its name."""
+    folder = service_settings.model_folders[0] / "of-64"
+    folder.mkdir()
+    (folder / "config.json").write_text(CONFIG_OF_64)
+    yield folder.name
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -43,6 +58,51 @@ def test_a_new_job_waits_in_the_queue_for_validation(
 ) -> None:
     job = submit(client, training_file)
     assert queue.waiting(VALIDATE) == {job.id}
+
+
+@pytest.mark.parametrize("path", [JOBS, COMPARISONS])
+def test_sequences_longer_than_the_model_can_take_are_refused_at_once(
+    http: httpx.Client, of_64: str, body: dict[str, Any], path: str
+) -> None:
+    body = {**body, "model": of_64}
+    assert http.post(path, json={**body, "max_seq_length": 64}).status_code == 201
+    refused = http.post(path, json={**body, "max_seq_length": 65})
+    error = error_of(refused)
+    assert (refused.status_code, error["code"]) == (400, "unsupported_model")
+    assert error["param"] == "max_seq_length"
+    assert error["message"] == "max_seq_length is 65; the model's context is 64."
+    assert _count(http) == 1
+
+
+def test_so_they_are_for_a_tuned_model_and_an_adapter_on_it(
+    http: httpx.Client, storage: Storage, models: Models, body: dict[str, Any]
+) -> None:
+    full = tuned_model(storage, "ft:full")
+    with storage.write(f"{full.path}/config.json") as file:
+        file.write(CONFIG_OF_64.encode())
+    adapter = tuned_model(storage, "ft:adapter", base="ft:full", kind="lora")
+    with storage.write(f"{adapter.path}/adapter_config.json") as file:
+        file.write(b'{"r": 4, "target_modules": ["q_proj"]}')
+    for tuned in (full, adapter):
+        models.add(tuned)
+        answer = _create(http, {**body, "model": tuned.id, "max_seq_length": 65})
+        assert (answer.status_code, error_of(answer)["param"]) == (400, "max_seq_length")
+
+
+@pytest.mark.parametrize("config", ["{}", "no JSON", '{"max_position_embeddings": null}', None])
+def test_what_only_the_worker_can_know_of_a_model_is_left_to_it(
+    http: httpx.Client,
+    service_settings: ServiceSettings,
+    of_64: str,
+    body: dict[str, Any],
+    config: str | None,
+) -> None:
+    """A hub id for one, whose config the service does not read."""
+    if config is not None:
+        (service_settings.model_folders[0] / of_64 / "config.json").write_text(config)
+    model = "someone/model" if config is None else of_64
+    answer = _create(http, {**body, "model": model, "max_seq_length": 2**20})
+    assert answer.status_code == 201
 
 
 def test_a_create_that_is_replayed_blindly_makes_one_job(

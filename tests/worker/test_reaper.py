@@ -1,5 +1,7 @@
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -160,3 +162,101 @@ def test_an_event_is_never_lost_to_a_sweep_of_ended_jobs(
     before = deployment.store.get(job_id).version
     reaper.sweep()
     assert deployment.store.get(job_id).version == before
+
+
+# Jobs that have ended
+
+
+def train(deployment: Deployment, *then: list[Any]) -> str:
+    """A job with checkpoints at steps 2 and 4, whose trainer then does something."""
+    job_id = deployment.create(["train", 4, 4, 0.0, 2], *then)
+    deployment.supervisor(max_attempts=1)[0].run(job_id, TRAIN)
+    return job_id
+
+
+def succeed(deployment: Deployment) -> str:
+    return train(deployment, ["result"])
+
+
+def fail(deployment: Deployment) -> str:
+    return train(deployment, ["kill"])
+
+
+def cancel_while_it_waits_for_another_attempt(deployment: Deployment) -> str:
+    job_id = give_back(deployment)
+    deployment.store.request_cancel(job_id)
+    return job_id
+
+
+def give_back(deployment: Deployment) -> str:
+    """A job that is queued again, and to be resumed."""
+    job_id = deployment.create(["train", 4, 4, 0.0, 2], ["kill"])
+    deployment.supervisor()[0].run(job_id, TRAIN)
+    return job_id
+
+
+def states(deployment: Deployment, job_id: str) -> list[bool]:
+    """Which of a job's checkpoints could be resumed from; each is a model that is whole."""
+    found = []
+    for checkpoint in deployment.store.checkpoints(job_id):
+        model = deployment.models.get(ORG, checkpoint.model)
+        for file in model.files:
+            with deployment.storage.read(f"{model.path}/{file.name}") as stream:
+                assert len(stream.read()) == file.bytes
+        found.append(deployment.storage.exists(f"{checkpoint.path}/state/step.json"))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        (succeed, "succeeded"),
+        (fail, "failed"),
+        (cancel_while_it_waits_for_another_attempt, "cancelled"),
+    ],
+)
+def test_an_ended_job_keeps_of_its_checkpoints_the_models(
+    stored: Deployment, end: Callable[[Deployment], str], status: str
+) -> None:
+    job_id = end(stored)
+    _, reaper = stored.supervisor()
+    assert (stored.status(job_id), states(stored, job_id)) == (status, [True, True])
+    reaper.sweep()
+    assert states(stored, job_id) == [False, False]
+    reaper.sweep()
+    assert stored.store.untidy() == []
+
+
+def test_a_job_that_will_be_resumed_keeps_its_training_state(stored: Deployment) -> None:
+    job_id = give_back(stored)
+    stored.supervisor()[1].sweep()
+    assert (stored.status(job_id), states(stored, job_id)) == ("queued", [True, True])
+
+
+def test_tidying_up_goes_on_where_a_killed_reaper_left_off(stored: Deployment) -> None:
+    job_id = succeed(stored)
+    _, old = stored.store.checkpoints(job_id)
+    stored.storage.delete(f"{old.path}/state")
+    stored.supervisor()[1].sweep()
+    assert states(stored, job_id) == [False, False]
+
+
+def test_a_checkpoint_that_an_ended_job_did_not_get_to_record_goes(stored: Deployment) -> None:
+    job_id = succeed(stored)
+    leftover = f"checkpoints/{job_id}/1-3"
+    with stored.storage.write(f"{leftover}/model/model.safetensors") as stream:
+        stream.write(b"half")
+    stored.supervisor()[1].sweep()
+    assert not stored.storage.exists(leftover)
+    assert len(states(stored, job_id)) == 2
+
+
+def test_a_storage_that_is_away_is_tidied_up_later(deployment: Deployment, reaper: Reaper) -> None:
+    job_id = succeed(deployment)
+    root = Path(deployment.settings.storage_url)
+    unmounted = root.rename(deployment.folder / "elsewhere")
+    reaper.sweep()
+    assert deployment.store.untidy() == [job_id]
+    unmounted.rename(root)
+    reaper.sweep()
+    assert states(deployment, job_id) == [False, False]

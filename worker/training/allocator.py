@@ -1,7 +1,6 @@
 """Peak bytes of a piece of work, counted by the allocator itself; CUDA or CPU."""
 
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -25,11 +24,9 @@ class Peak:
 
     Attributes:
         bytes: Peak above what was allocated before and above what outlives the run.
-        seconds: Wall-clock time.
     """
 
     bytes: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,8 @@ def asked_bytes(error: RuntimeError) -> int | None:
 def peak_of(work: Work, device: torch.device) -> Peak | OutOfMemory:
     """Run `work` and count; where it does not fit, nothing of it stays allocated.
 
-    On CUDA the first run of a kernel compiles it and may take work space: count a later one.
+    It returns when the device is done. On CUDA the first run of a kernel compiles it and may take
+    work space: count a later one.
     """
     try:
         return _cuda_peak(work, device) if device.type == "cuda" else cpu_peak(work)
@@ -86,21 +84,18 @@ def attempt(work: Callable[[], T]) -> T | OutOfMemory:
 def _cuda_peak(work: Work, device: torch.device) -> Peak:
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
-    before, start = torch.cuda.memory_allocated(device), time.perf_counter()
+    before = torch.cuda.memory_allocated(device)
     kept = work()
     torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - start
     after, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
     del kept
-    return Peak(max(0, peak - max(before, after)), seconds)
+    return Peak(max(0, peak - max(before, after)))
 
 
 def cpu_peak(work: Work) -> Peak:
     """Run `work` on the CPU and count the allocator's own events; negative ones free."""
-    start = time.perf_counter()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = work()
-    seconds = time.perf_counter() - start
     found = profiler.profiler.kineto_results.events()
     events = sorted((e for e in found if e.name() == "[memory]"), key=lambda e: e.start_ns())
     current = peak = 0
@@ -108,4 +103,4 @@ def cpu_peak(work: Work) -> Peak:
         current += event.nbytes()
         peak = max(peak, current)
     del kept
-    return Peak(peak - max(0, current), seconds)
+    return Peak(peak - max(0, current))

@@ -6,7 +6,8 @@
     on CPU, and of a batch of 1                 all of the batch
     on CUDA                                     the largest that fits: predicted, then tried
 
-What full logits would have been left with is tried where ours is, and predicted elsewhere.
+What full logits would have been left with is tried where ours is, and predicted elsewhere; on CPU,
+whose memory is not the job's alone, nothing is said of it.
 """
 
 from dataclasses import replace
@@ -14,7 +15,6 @@ from dataclasses import replace
 import torch
 
 from service.contract.batching import batching
-from service.contract.device import DeviceKind
 from service.contract.estimate.fit import micro_batch, usable_bytes
 from service.contract.estimate.record import MicroBatch, MicroBatchRule
 from service.contract.memory import LossName
@@ -44,31 +44,30 @@ def probed(session: Session, limit: int) -> MicroBatch:
     return _compared(session, ours, "probe", full, measured=True)
 
 
+def predicted(session: Session, size: int, rule: MicroBatchRule, limit: int | None) -> MicroBatch:
+    """A size that is settled, beside what full logits are predicted to fit within `limit` bytes."""
+    known = None if limit is None else predictable(session)
+    full = None
+    if limit is not None and known is not None:
+        full = _fitting(session, known, "full_logits", limit, most=size)
+    return _compared(session, size, rule, full, measured=False)
+
+
 def _choose(session: Session) -> MicroBatch:
-    size = session.resolved.micro_batch_size
+    size, device = session.resolved.micro_batch_size, session.device
+    limit = usable_bytes(device_of.total_bytes(device), "cuda") if device.type == "cuda" else None
     if session.spec.max_micro_batch_size is not None:
-        return _predicted(session, size, "out_of_memory")
+        return predicted(session, size, "out_of_memory", limit)
     settled = session.spec.settled
-    if settled is not None and settled.device == device_of.name(session.device):
+    if settled is not None and settled.device == device_of.name(device):
         return settled
     if not batching(session.spec.job, len(session.data.training)).open:
-        return _predicted(session, size, "request")
-    if session.device.type == "cpu" or session.resolved.batch_size == 1:
-        return _predicted(session, size, "rule")
+        return predicted(session, size, "request", limit)
+    if device.type == "cpu" or session.resolved.batch_size == 1:
+        return predicted(session, size, "rule", limit)
     session.reporter.phase("measuring")
-    with torch.random.fork_rng(devices=[session.device]):
-        return probed(session, cuda_limit(session.device))
-
-
-def _predicted(session: Session, size: int, rule: MicroBatchRule) -> MicroBatch:
-    """A size that is settled, beside what is predicted for full logits."""
-    known = predictable(session)
-    if known is None:
-        return _compared(session, size, rule, None, measured=False)
-    kind: DeviceKind = "cuda" if session.device.type == "cuda" else "cpu"
-    usable = usable_bytes(device_of.total_bytes(session.device), kind)
-    full = _fitting(session, known, "full_logits", usable, most=size)
-    return _compared(session, size, rule, full, measured=False)
+    with torch.random.fork_rng(devices=[device]):
+        return probed(session, cuda_limit(device))
 
 
 def _compared(

@@ -55,7 +55,8 @@ class MicroBatch(Frozen):
         chosen_by: `request`: it was asked for. `rule`: all of the batch, as on CPU.
             `out_of_memory`: halved where a larger one did not fit. `probe`: the largest that fits.
         full_logits: The largest of at most `batch_size` that fits with full logits; 0 where not one
-            sequence does, None where nothing can be said for this model.
+            sequence does, None where nothing can be said: on CPU, whose memory is not the job's
+            alone, and for a model that nothing is predicted for.
         provenance: Whether that was tried (`measured`) or predicted (`modelled`).
         multiple: `size` over `full_logits`; None where that is 0 or None.
         device: Name of the device that it was settled for; an attempt on another settles anew.

@@ -195,6 +195,8 @@ def test_a_storage_that_is_not_mounted_is_unavailable(folder: Path, tmp_path: Pa
         content(storage, "files/a")
     with pytest.raises(Unavailable, match="mounted"):
         storage.fetch("files/a", tmp_path)
+    with pytest.raises(Unavailable, match="mounted"):
+        storage.children("files")
 
 
 def test_a_tree_from_another_disk_arrives_whole(folder: Path, tmp_path: Path) -> None:

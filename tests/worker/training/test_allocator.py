@@ -78,10 +78,6 @@ def test_a_backward_is_counted_too() -> None:
     assert peak(work).bytes == pytest.approx(8 * MIB, rel=0.02)
 
 
-def test_the_time_is_that_of_the_work() -> None:
-    assert 0 < peak(lambda: [numbers(1)]).seconds < 60
-
-
 def test_counting_twice_gives_the_same() -> None:
     weight = torch.randn(256, 256, requires_grad=True)
 

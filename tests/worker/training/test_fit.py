@@ -8,7 +8,7 @@ NONE_LEFT = OutOfMemory(asked_bytes=MIB)
 
 
 def peak(mib: float) -> Peak:
-    return Peak(int(mib * MIB), 1.0)
+    return Peak(int(mib * MIB))
 
 
 @pytest.mark.parametrize(

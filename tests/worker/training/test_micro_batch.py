@@ -11,7 +11,7 @@ from tests.worker.training.sessions import make_session, told
 from tests.worker.training.support import chats, make_spec, train
 from worker.events import MicroBatchSettled
 from worker.training import device
-from worker.training.micro_batch import probed, settle
+from worker.training.micro_batch import predicted, probed, settle
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 LENGTHS = [40, 16, 48, 24] * 8
@@ -29,14 +29,15 @@ def test_on_a_cpu_it_is_all_of_the_batch(tmp_path: Path) -> None:
     assert session.resolved.micro_batch_size == session.resolved.batch_size == 16
     choice = settled(tmp_path)
     assert (choice.size, choice.chosen_by) == (16, "rule")
-    assert (choice.full_logits, choice.provenance, choice.multiple) == (16, "modelled", 1.0)
+    assert (choice.full_logits, choice.multiple) == (None, None)
 
 
 def test_what_was_asked_for_is_used(tmp_path: Path) -> None:
     session = settle(make_session(tmp_path, lengths=LENGTHS, micro_batch_size=3))
     assert session.resolved.micro_batch_size == 3
     assert session.resolved.gradient_accumulation_steps == 6
-    assert settled(tmp_path).chosen_by == "request"
+    choice = settled(tmp_path)
+    assert (choice.chosen_by, choice.full_logits, choice.multiple) == ("request", None, None)
 
 
 def test_what_ran_out_of_memory_stays_halved(tmp_path: Path) -> None:
@@ -76,9 +77,17 @@ def test_what_ran_out_of_memory_is_not_settled_again(tmp_path: Path) -> None:
 
 
 def test_of_a_family_that_is_unknown_nothing_is_predicted(tmp_path: Path) -> None:
-    settle(make_session(tmp_path, lengths=LENGTHS, family="GPTNeoX"))
-    choice = settled(tmp_path)
+    session = make_session(tmp_path, lengths=LENGTHS, family="GPTNeoX")
+    choice = predicted(session, 16, "rule", 45_000_000)
     assert (choice.size, choice.full_logits, choice.multiple) == (16, None, None)
+
+
+def test_a_size_that_is_settled_is_put_beside_what_full_logits_would_allow(tmp_path: Path) -> None:
+    session = make_session(tmp_path, lengths=LENGTHS)
+    choice = predicted(session, 16, "request", 45_000_000)
+    assert (choice.size, choice.chosen_by, choice.provenance) == (16, "request", "modelled")
+    assert 0 < choice.full_logits < 16
+    assert choice.multiple == 16 / choice.full_logits
 
 
 @pytest.mark.parametrize("adapter", [None, LoraAdapter(rank=4)])
