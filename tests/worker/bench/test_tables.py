@@ -57,6 +57,15 @@ def test_the_tables_of_other_files_are_printed(
     assert tables.ledger() in told
 
 
+def test_a_file_that_is_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        tables.main([str(tmp_path / "rows.json")])
+    assert end.value.code == 2
+    assert f"there is no file {tmp_path / 'rows.json'}\n" in capsys.readouterr().err
+
+
 def test_rows_of_different_commits_say_so() -> None:
     first, *rest = report.read(tables.ROWS)
     other = report.table([replace(first, commit="1234567"), *rest], ["cce"])
