@@ -19,7 +19,7 @@ import torch
 from torch._compile import _disable_dynamo
 
 from cce_core import registry
-from cce_core.config import ImplementationName, LossConfig
+from cce_core.config import ImplementationName, LossConfig, Preset
 from cce_core.problem import Head, Implementation, Problem, RowGrads, Wanted
 
 Tensors = list[torch.Tensor]
@@ -30,7 +30,9 @@ class Options(NamedTuple):
     """What of a problem and its config is no tensor, as the operators' schemas spell it."""
 
     implementation: ImplementationName
-    eps: float | None
+    preset: Preset
+    eps: float | None  # LossConfig.filter_eps, None where it is "auto"
+    auto: bool
     deterministic: bool
     scratch_bytes: int | None
     softcap: float | None
@@ -41,9 +43,31 @@ class Options(NamedTuple):
     @classmethod
     def of(cls, problem: Problem, config: LossConfig) -> "Options":
         """Those of a call."""
-        how = (config.implementation, config.eps, config.deterministic, config.scratch_bytes)
         head, wanted = problem.head, problem.wanted
-        return cls(*how, head.softcap, head.scale, wanted.mean, wanted.entropy)
+        eps = config.filter_eps
+        return cls(
+            config.implementation,
+            config.preset,
+            None if eps == "auto" else eps,
+            eps == "auto",
+            config.deterministic,
+            config.scratch_bytes,
+            head.softcap,
+            head.scale,
+            wanted.mean,
+            wanted.entropy,
+        )
+
+    @property
+    def config(self) -> LossConfig:
+        """The config of the call, as it was given."""
+        return LossConfig(
+            self.implementation,
+            self.preset,
+            "auto" if self.auto else self.eps,
+            self.deterministic,
+            self.scratch_bytes,
+        )
 
     @property
     def statistics(self) -> tuple[bool, ...]:
@@ -66,7 +90,8 @@ library = torch.library.Library("cce_core", "DEF")  # type: ignore[no-untyped-ca
 # `learning`: which gradients a backward will be asked for, of e, c and bias.
 _INPUTS = "Tensor e, Tensor c, Tensor? bias, Tensor targets, bool[] learning"
 _OPTIONS = (
-    "str implementation, float? eps, bool deterministic, SymInt? scratch_bytes, "
+    "str implementation, str preset, float? eps, bool auto, bool deterministic, "
+    "SymInt? scratch_bytes, "
     "float? softcap, float scale, bool mean, bool entropy"
 )
 _UPSTREAM = "Tensor lse, Tensor[] state, Tensor g_lse, Tensor g_label, Tensor? g_mean"
@@ -110,12 +135,7 @@ class _Call:
         of_e, of_c, of_bias = learning
         wanted = Wanted(of_e, of_c, of_bias, self.options.mean, self.options.entropy)
         self.problem = Problem(e, c, bias, targets, head, wanted)
-        self.config = LossConfig(
-            self.options.implementation,
-            filter_eps=self.options.eps,
-            deterministic=self.options.deterministic,
-            scratch_bytes=self.options.scratch_bytes,
-        )
+        self.config = self.options.config
 
     @property
     def implementation(self) -> Implementation:

@@ -1,14 +1,16 @@
 """Which implementation serves a call: the documented rule, and the lookup by name.
 
 "auto" is the Triton implementation where E is on CUDA, Triton is installed and the kernels serve
-the problem, and the blocked one elsewhere; also for the loss alone of up to FEW_ROWS rows, whose
-products take less time than the kernels' launches. A name is never replaced by another: if it
-cannot serve the problem, the caller hears why. Only an empty batch, for which no kernel is
-launched, is the blocked implementation's under any name.
+the problem, and the blocked one elsewhere; also, unless a CUDA graph is being captured, for the
+loss alone of up to FEW_ROWS rows, whose products take less time than the kernels' launches. A name
+is never replaced by another: if it cannot serve the problem, the caller hears why. Only an empty
+batch, for which no kernel is launched, is the blocked implementation's under any name.
 """
 
 import importlib.util
 from functools import lru_cache
+
+import torch
 
 from cce_core import blocked
 from cce_core.config import LossConfig
@@ -56,9 +58,14 @@ def choose(problem: Problem, config: LossConfig) -> Implementation:
         if reason is not None:
             raise ImplementationUnavailable(f"implementation='triton' {reason}")
         return implementation
-    brief = not problem.wanted.gradients and problem.e.shape[0] <= FEW_ROWS
-    if problem.e.is_cuda and triton_installed() and not brief:
+    if problem.e.is_cuda and triton_installed() and not _brief(problem):
         implementation = load_triton()
         if implementation.refuses(problem, config) is None:
             return implementation
     return blocked
+
+
+def _brief(problem: Problem) -> bool:
+    """Whether launches would take longer than the work; a graph has none, and may not wait."""
+    few = not problem.wanted.gradients and problem.e.shape[0] <= FEW_ROWS
+    return few and not torch.cuda.is_current_stream_capturing()

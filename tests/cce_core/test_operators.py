@@ -191,3 +191,20 @@ def test_a_target_out_of_range_makes_a_compiled_loss_nan() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     assert compiled(case.e, case.c, case.targets).isnan()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LossConfig(),
+        LossConfig(filter_eps=2.0**-12),
+        LossConfig(filter_eps=None),
+        LossConfig(preset="exact"),
+        LossConfig("blocked", deterministic=True, scratch_bytes=4096),
+    ],
+)
+def test_an_operator_is_told_the_config_as_it_was_given(config) -> None:
+    """The threshold "auto" is no number: the kernels decide by the problem's size what it means."""
+    case = posed()
+    problem = Problem(case.e, case.c, None, case.targets, Head(), Wanted(e=True))
+    assert Options.of(problem, config).config == config

@@ -32,11 +32,18 @@ def test_auto_takes_the_blocked_implementation_on_cpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "gradients", "kernels"), [(64, False, False), (65, False, True), (2, True, True)]
+    ("rows", "gradients", "captured", "kernels"),
+    [
+        (64, False, False, False),
+        (65, False, False, True),
+        (2, True, False, True),
+        (2, False, True, True),
+    ],
 )
 def test_auto_leaves_the_loss_alone_of_few_rows_to_the_blocked_one(
-    rows, gradients, kernels
+    rows, gradients, captured, kernels, monkeypatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captured)
     with FakeTensorMode():
         e = torch.empty(rows, 8, dtype=torch.bfloat16, device="cuda")
         targets = torch.empty(rows, dtype=torch.long, device="cuda")
