@@ -19,6 +19,13 @@ def test_the_ledger_and_its_bars_are_in_the_readme() -> None:
     assert f"\n\n{tables.ledger()}\n\n" in README
 
 
+def test_the_readme_begins_with_what_the_ledger_shows() -> None:
+    rows, _ = ledger_report.read(tables.LEDGER)
+    taken = {row.loss: row.loss_layer_bytes for row in rows}
+    full, ours = (taken[loss] or 0 for loss in ("full_logits", "cce"))
+    assert f"take {full / 2**30:.1f} GiB on an H200; ours takes {ours / 2**20:.0f} MiB" in README
+
+
 def test_what_is_on_record_was_measured_and_says_where() -> None:
     rows = report.read(tables.ROWS)
     assert {row.status for row in rows} == {"measured"}
