@@ -6,6 +6,7 @@ from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from service import openapi, problems
 from service.dashboard import routes as dashboard
@@ -28,7 +29,8 @@ _FORM_BYTES = 64 * 1024
 _DESCRIPTION = """
 Fine-tuning as a service, in the wire format of OpenAI's API: point `OPENAI_BASE_URL` of an
 unchanged client at `/v1`. Fields marked as extensions are Headroom's own. Every error, on every
-route, has the body `{"error": {"message", "type", "param", "code"}}` and an `x-request-id`.
+route, has the body `{"error": {"message", "type", "param", "code"}}` and an `x-request-id`; that of
+a training file names its `faults` beside them.
 """
 
 
@@ -41,7 +43,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
             app.state.services = services
             yield
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Headroom",
         version=version("headroom"),
         description=_DESCRIPTION,

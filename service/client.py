@@ -176,6 +176,10 @@ class Client:
     def _send(self, method: str, path: str, **content: Any) -> Any:
         try:
             response = self._http.request(method, path, **content)
+        except httpx.UnsupportedProtocol as error:
+            raise ApiError(
+                f"The server's URL is {self._http.base_url}; expected http:// or https://."
+            ) from error
         except httpx.TransportError as error:
             raise _Away(f"No answer from {self._http.base_url}: {error}.") from error
         _check(response)

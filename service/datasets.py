@@ -167,7 +167,7 @@ def _explain(findings: _Findings, number: int, line: bytes, error: ValidationErr
     if own != findings.format:
         findings.add(number, f"Mixed formats: this line is {own}, the first was {findings.format}")
         return
-    errors = error.errors(include_url=False, include_context=False)
+    errors = error.errors(include_url=False)
     for fault in field_faults(errors, from_json(line)):
         findings.add(number, fault.message, fault.path or None)
 

@@ -9,10 +9,12 @@ from pydantic_core import ErrorDetails
 Loc = Sequence[int | str]
 _SHOWN_CHARS = 60
 _SHOWN_TYPES = (str, int, float, bool, type(None))
+_EXPECTED = "Input should be "
 _REASONS = {
     "extra_forbidden": "Unknown field",
     "missing": "Field required",
-    "model_attributes_type": "Expected a JSON object",
+    "model_attributes_type": f"{_EXPECTED}a JSON object",
+    "model_type": f"{_EXPECTED}a JSON object",
 }
 _NO_BODY = "Expected a JSON object, sent as application/json"
 
@@ -35,18 +37,19 @@ class FieldFault:
     @property
     def message(self) -> str:
         """What is expected, and what was got."""
-        return " or ".join(self.reasons) + self.got
+        first, *others = self.reasons
+        return " or ".join([first, *(each.removeprefix(_EXPECTED) for each in others)]) + self.got
 
 
 def field_faults(errors: Sequence[ErrorDetails], value: object) -> list[FieldFault]:
     """Group errors by field, and drop what only says that another alternative did not fit either.
 
     Args:
-        errors: Of the validation of `value`.
+        errors: Of the validation of `value`, with their contexts.
         value: What was validated.
     """
     found: dict[tuple[int | str, ...], FieldFault] = {}
-    for error in errors:
+    for error in map(_of_field, errors):
         place = _place(error, value)
         fault = found.setdefault(place, FieldFault(path_text(place), error["type"], _got(error)))
         if (reason := _reason(error)) not in fault.reasons:
@@ -58,6 +61,18 @@ def path_text(place: Loc) -> str:
     """`("messages", 2, "content")` as `messages[2].content`."""
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in place]
     return "".join(parts).removeprefix(".")
+
+
+def _of_field(error: ErrorDetails) -> ErrorDetails:
+    """What a union says of its tag, said of the field that holds the tag."""
+    if error["type"] not in {"union_tag_invalid", "union_tag_not_found"}:
+        return error
+    tag = error["ctx"]["discriminator"].strip("'")
+    field_error: ErrorDetails = {**error, "loc": (*error["loc"], tag)}
+    if tag not in error["input"]:
+        return {**field_error, "type": "missing"}
+    expected = f"{_EXPECTED}one of {error['ctx']['expected_tags']}"
+    return {**field_error, "type": "literal_error", "msg": expected, "input": error["input"][tag]}
 
 
 def _place(error: ErrorDetails, value: Any) -> tuple[int | str, ...]:

@@ -1,4 +1,4 @@
-"""Measure ours and the peers on the same tensors: python -m cce_core.bench --help."""
+"""Measure the loss and its peers on the same tensors: memory, time and error; on a CUDA device."""
 
 import argparse
 import sys
@@ -13,16 +13,35 @@ KINDS = (*data.KINDS, trained.KIND)
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m cce_core.bench", description=__doc__)
-    parser.add_argument("--shapes", nargs="+", choices=data.SHAPES, default=list(data.SHAPES))
-    parser.add_argument("--data", nargs="+", choices=KINDS, default=list(data.KINDS))
     parser.add_argument(
-        "--peers", nargs="*", choices=peers.NAMES, help="all; none with --check, unless named"
+        "--shapes",
+        nargs="+",
+        choices=data.SHAPES,
+        default=list(data.SHAPES),
+        help="of these models' heads (default: all)",
+    )
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        choices=KINDS,
+        default=list(data.KINDS),
+        help=f"what the tensors are like (default: {' '.join(data.KINDS)})",
+    )
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=peers.NAMES,
+        help="what to measure beside ours (default: all; with --check, none)",
     )
     parser.add_argument(
         "--eps", nargs="*", type=int, default=[], metavar="K", help="also the filter at 2^-K"
     )
-    parser.add_argument("--rows", type=int, default=8192, help="rows of hidden states")
-    parser.add_argument("--repeats", type=int, default=10, help="timed calls of each")
+    parser.add_argument(
+        "--rows", type=int, default=8192, help="rows of hidden states (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=10, help="timed calls of each (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument(
         "--check",
@@ -35,7 +54,10 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--smoke", action="store_true", help="trained data of a tiny model")
     parser.add_argument(
-        "--cache", type=Path, default=trained.default_cache(), help="folder of trained data"
+        "--cache",
+        type=Path,
+        default=trained.default_cache(),
+        help="folder of trained data (default: %(default)s)",
     )
     return parser.parse_args()
 

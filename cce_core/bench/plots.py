@@ -173,7 +173,11 @@ def save(make: Callable[[Iterable[Row]], Figure], rows: Iterable[Row], path: Pat
 
 def main() -> None:
     """Write the pictures that the given files have rows for."""
-    parser = argparse.ArgumentParser(prog="python -m cce_core.bench.plots", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m cce_core.bench.plots",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("results", type=Path, help="rows of the shapes")
     parser.add_argument("sweep", type=Path, nargs="?", help="rows of the sweep")
     parser.add_argument("--out", type=Path, required=True, help="an existing folder")

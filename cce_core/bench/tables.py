@@ -109,9 +109,16 @@ def summary_table(rows: Iterable[Row]) -> str:
 
 def main() -> None:
     """Print both tables from a file of results."""
-    parser = argparse.ArgumentParser(prog="python -m cce_core.bench.tables", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m cce_core.bench.tables",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("results", type=Path, help="a JSON file that the benchmark wrote")
-    rows = report.read(parser.parse_args().results)
+    results = parser.parse_args().results
+    if not results.is_file():
+        parser.error(f"there is no file {results}")
+    rows = report.read(results)
     sys.stdout.write(f"{kernels_table(rows)}\n\n{summary_table(rows)}\n")
 
 

@@ -139,7 +139,11 @@ def _loss(e: torch.Tensor, c: torch.Tensor, labels: torch.Tensor) -> float:
 
 def main() -> None:
     """Make the data and print its statistics."""
-    parser = argparse.ArgumentParser(prog="python -m cce_core.bench.trained", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m cce_core.bench.trained",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--smoke", action="store_true", help="a tiny model, in seconds on an idle CPU"
     )

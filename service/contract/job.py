@@ -81,7 +81,7 @@ class Progress(BaseModel):
         tokens_per_s: Throughput over the last steps.
         eta_s: Seconds to the last step at that throughput.
         device_memory_bytes: Memory in use on the device now (on CPU: resident set).
-        device_memory_peak_bytes: Its peak since training began.
+        device_memory_peak_bytes: Its peak since training began (on CPU: since the process did).
     """
 
     phase: Phase = "loading"

@@ -104,7 +104,7 @@ def test_a_loss_that_took_no_less_is_no_success(
 
 def test_the_errors_of_the_receipt(page: Page, server: Server, job: SceneJob) -> None:
     page.goto(f"{server.url}/#{job.id}")
-    expect(page.locator("#ledger")).to_contain_text("Whole training step")
+    expect(page.locator("#ledger")).to_contain_text("Forward and backward pass")
     expect(page.locator("#ledger")).not_to_contain_text("fp32 on the first batch")
     job.verify()
     expect(page.locator("#ledger")).to_contain_text(

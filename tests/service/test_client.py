@@ -202,6 +202,13 @@ def test_a_redis_that_restarts_is_waited_for(
         assert answer.result(timeout=30) == []
 
 
+def test_a_url_without_a_protocol_is_refused_at_once() -> None:
+    with Client("localhost:8000") as api, pytest.raises(ApiError) as error:
+        api.models()
+    told = "The server's URL is localhost:8000/v1/; expected http:// or https://."
+    assert str(error.value) == told
+
+
 @pytest.mark.usefixtures("hasty")
 def test_a_server_that_stays_away_is_given_up(service_settings: ServiceSettings) -> None:
     with serve(service_settings) as url:

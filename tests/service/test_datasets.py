@@ -1,5 +1,6 @@
 import io
 import tracemalloc
+from typing import Any
 
 import pytest
 
@@ -65,9 +66,21 @@ def test_a_fault_has_its_line_its_path_and_the_reason(
 def test_the_path_leads_to_the_value() -> None:
     fault = _fault(CHAT + jsonl({"messages": [{**ASK, "content": 3}, TELL]}))
     assert (fault.line, fault.path) == (2, "messages[0].content")
-    assert fault.message == (
-        "Input should be a valid string or Input should be a valid array; got 3"
-    )
+    assert fault.message == "Input should be a valid string or a valid array; got 3"
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"content": "Hi."}, "Field required"),
+        ({"role": "usr", "content": "Hi."}, "one of 'system', 'developer', 'user', 'assistant'"),
+        ({"role": ["user"], "content": "Hi."}, "one of 'system'"),
+    ],
+)
+def test_a_wrong_role_is_told_of_the_role(message: dict[str, Any], reason: str) -> None:
+    fault = _fault(CHAT + jsonl({"messages": [message, TELL]}))
+    assert (fault.line, fault.path) == (2, "messages[0].role")
+    assert reason in fault.message
 
 
 def test_every_fault_of_a_line_is_told() -> None:

@@ -36,10 +36,9 @@ def test_an_unknown_field_is_named_with_its_place() -> None:
 
 
 def test_alternatives_are_one_fault_without_marks_of_the_union() -> None:
-    [(path, message)] = _told({"name": "a", "inner": [{"size": "big"}]})
-    assert path == "inner[0].size"
-    assert " or " in message
-    assert message.endswith("; got 'big'")
+    assert _told({"name": "a", "inner": [{"size": None}]}) == [
+        ("inner[0].size", "Input should be a valid integer or a valid list; got None")
+    ]
 
 
 def test_the_deepest_place_says_more_than_those_around_it() -> None:

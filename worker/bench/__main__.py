@@ -1,4 +1,4 @@
-"""Measure what fits, full logits against ours: python -m worker.bench --help.
+"""Measure what fits on a device, full logits against ours, beside what is predicted.
 
 A case is a model, full or LoRA, with or without checkpointing; one that does not fit, or fails,
 costs its own rows alone. On CUDA, set PYTORCH_ALLOC_CONF=expandable_segments:True as the worker
@@ -81,17 +81,53 @@ def _rows(case: Case, conditions: Conditions) -> Iterator[Row]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m worker.bench", description=__doc__)
-    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(PUBLISHED))
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--checkpointing", nargs="+", choices=("on", "off"), default=["on", "off"])
-    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=["full_logits", "cce"])
-    parser.add_argument("--seq-length", type=int, default=2048, help="tokens a sequence")
-    parser.add_argument(
-        "--tokens", type=int, default=8192, help="of the batch whose peak is measured"
+    parser = argparse.ArgumentParser(
+        prog="python -m worker.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--memory-gib", type=float, help="the limit where there is no GPU")
-    parser.add_argument("--minutes", type=float, default=9.0, help="no case begins after these")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=SHAPES,
+        default=list(PUBLISHED),
+        help=f"sizes to build, with random weights (default: {' '.join(PUBLISHED)})",
+    )
+    parser.add_argument(
+        "--modes", nargs="+", choices=MODES, default=list(MODES), help="default: both"
+    )
+    parser.add_argument(
+        "--checkpointing",
+        nargs="+",
+        choices=("on", "off"),
+        default=["on", "off"],
+        help="recompute activations in the backward (default: both)",
+    )
+    parser.add_argument(
+        "--losses",
+        nargs="+",
+        choices=LOSSES,
+        default=["full_logits", "cce"],
+        help="ours is cce (default: full_logits cce)",
+    )
+    parser.add_argument(
+        "--seq-length", type=int, default=2048, help="tokens a sequence (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=8192,
+        help="of the batch whose peak is measured (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--memory-gib", type=float, help="the limit of memory; needed where there is no GPU"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=9.0,
+        help="no case begins after these (default: %(default)s)",
+    )
     parser.add_argument("--commit", help="what is measured, to be kept with the rows")
     parser.add_argument("--json", type=Path, help="write the rows here, as they come")
     return parser

@@ -1,4 +1,4 @@
-"""Measure the ledger's bars: python -m worker.bench.ledger --help.
+"""Measure what the memory ledger of a job is held to, and what measuring takes from the job.
 
 A full fine-tune with activation checkpointing, as a job's trainer runs it: the numerics receipt and
 the memory ledger on the first batch, then training steps with our loss, whose time the ledger's is
@@ -155,12 +155,32 @@ def _quiet(steps: int, loss: float, tokens_per_s: float | None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m worker.bench.ledger", description=__doc__)
-    parser.add_argument("--model", choices=SHAPES, default="gemma-2-2b")
-    parser.add_argument("--sequences", type=int, default=4, help="of a batch")
-    parser.add_argument("--seq-length", type=int, default=2048, help="tokens a sequence")
-    parser.add_argument("--steps", type=int, default=20, help="plain steps to take the median of")
-    parser.add_argument("--job-steps", type=int, default=500, help="of the job that pays")
+    parser = argparse.ArgumentParser(
+        prog="python -m worker.bench.ledger",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model",
+        choices=SHAPES,
+        default="gemma-2-2b",
+        help="size to build, with random weights (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sequences", type=int, default=4, help="of a batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seq-length", type=int, default=2048, help="tokens a sequence (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=20,
+        help="plain steps to take the median of (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--job-steps", type=int, default=500, help="of the job that pays (default: %(default)s)"
+    )
     parser.add_argument("--commit", help="what is measured, to be kept with the rows")
     parser.add_argument("--json", type=Path, help="write all figures here")
     return parser

@@ -1,7 +1,7 @@
 """The README's tables of the benchmarks, made from the figures on record: they cannot drift.
 
-python -m worker.bench.tables      print them
-python -m worker.bench.tables rows.json ledger.json      those of other files
+python -m worker.bench.tables                           print them
+python -m worker.bench.tables rows.json ledger.json     those of other files
 """
 
 import argparse
@@ -27,10 +27,21 @@ def ledger(path: Path = LEDGER) -> str:
 
 def main(arguments: list[str]) -> int:
     """Print the tables of both files."""
-    parser = argparse.ArgumentParser(prog="python -m worker.bench.tables", description=__doc__)
-    parser.add_argument("rows", type=Path, nargs="?", default=ROWS)
-    parser.add_argument("ledger", type=Path, nargs="?", default=LEDGER)
+    parser = argparse.ArgumentParser(
+        prog="python -m worker.bench.tables",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "rows", type=Path, nargs="?", default=ROWS, help="written by python -m worker.bench"
+    )
+    parser.add_argument(
+        "ledger", type=Path, nargs="?", default=LEDGER, help="by python -m worker.bench.ledger"
+    )
     options = parser.parse_args(arguments)
+    for path in (options.rows, options.ledger):
+        if not path.is_file():
+            parser.error(f"there is no file {path}")
     sys.stdout.write(f"{batches(options.rows)}\n\n{ledger(options.ledger)}\n")
     return 0
 

@@ -7,7 +7,7 @@ import { el } from "./dom.js";
 const JOB_LOSS = "cce";
 // Beyond this ratio the shortest bar would be a hair on a linear scale.
 const LINEAR_UP_TO = 100;
-const MEASURES = [["loss_layer", "Loss layer alone"], ["step", "Whole training step"]];
+const MEASURES = [["loss_layer", "Loss layer alone"], ["step", "Forward and backward pass"]];
 
 /** The ledger in `root`, with its scale chosen in the fieldset `chooser`. */
 export class LedgerView {

@@ -19,6 +19,13 @@ def test_the_ledger_and_its_bars_are_in_the_readme() -> None:
     assert f"\n\n{tables.ledger()}\n\n" in README
 
 
+def test_the_readme_begins_with_what_the_ledger_shows() -> None:
+    rows, _ = ledger_report.read(tables.LEDGER)
+    taken = {row.loss: row.loss_layer_bytes for row in rows}
+    full, ours = (taken[loss] or 0 for loss in ("full_logits", "cce"))
+    assert f"take {full / 2**30:.1f} GiB on an H200; ours takes {ours / 2**20:.0f} MiB" in README
+
+
 def test_what_is_on_record_was_measured_and_says_where() -> None:
     rows = report.read(tables.ROWS)
     assert {row.status for row in rows} == {"measured"}
@@ -55,6 +62,15 @@ def test_the_tables_of_other_files_are_printed(
     assert "tokens, cce" in told
     assert "full logits (GiB)" not in told
     assert tables.ledger() in told
+
+
+def test_a_file_that_is_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        tables.main([str(tmp_path / "rows.json")])
+    assert end.value.code == 2
+    assert f"there is no file {tmp_path / 'rows.json'}\n" in capsys.readouterr().err
 
 
 def test_rows_of_different_commits_say_so() -> None:
