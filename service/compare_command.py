@@ -5,9 +5,7 @@ from typing import Any
 
 import click
 from pydantic import ValidationError
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, Group
 from rich.text import Text
 
 from service.client import Client
@@ -19,22 +17,36 @@ from service.command_options import (
     given,
     server_options,
 )
-from service.contract.comparison import HTML_NAME, JSON_NAME, Cell, ComparisonReport
+from service.contract.comparison import HTML_NAME, JSON_NAME, ComparisonReport
 from service.contract.job import JobStatus
 from service.display import LOSSES, outcome, size
+from service.figure_table import FigureTable
 from service.job_commands import followed
 from service.regression import NotComparable, regressions
 
 _OUTPUT = "headroom-comparison"
-_HEADS = {
+# Two tables, each of which fits into 80 columns: what a loss costs, and whether anything is lost.
+_COSTS = {
     "peak_bytes": "peak memory",
     "tokens_per_s": "tokens/s",
     "last_train_loss": "last loss",
     "max_curve_difference": "off full logits",
+}
+_ERRORS = {
     "hidden_gradient_error": "gradient error",
     "head_gradient_error": "of the head",
     "valid_loss": "valid loss",
     "valid_mean_token_accuracy": "accuracy",
+}
+# The same digits in every line; what may be tiny in powers of ten, else it would be 0.0000.
+_FORMATS = {
+    "tokens_per_s": ",.0f",
+    "last_train_loss": ".4f",
+    "max_curve_difference": ".2e",
+    "hidden_gradient_error": ".2e",
+    "head_gradient_error": ".2e",
+    "valid_loss": ".4f",
+    "valid_mean_token_accuracy": ".4f",
 }
 
 
@@ -89,37 +101,32 @@ def compare(
         for file_id in job.result_files:
             client.save_file(file_id, output)
     now = _read(output / JSON_NAME)
-    console.print(table(now))
+    console.print(tables(now), soft_wrap=True)
     console.print(Text(f"Report: {output / HTML_NAME}"), soft_wrap=True)
     if before is not None:
         raise SystemExit(judge(console, before, now))
 
 
-def table(report: ComparisonReport) -> Table:
+def tables(report: ComparisonReport) -> Group:
     """Every figure of a report."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    made.add_column("batch", justify="right")
-    made.add_column("loss")
-    for head in _HEADS.values():
-        made.add_column(head, justify="right")
+    return Group(_table(report, _COSTS), "", _table(report, _ERRORS))
+
+
+def _table(report: ComparisonReport, heads: dict[str, str]) -> FigureTable:
+    """A line for each cell; where it was not completed, the place of its memory says why."""
+    made = FigureTable("batch", "loss", figures=tuple(heads.values()))
     for cell in report.cells:
-        made.add_row(str(cell.batch_size), LOSSES[cell.loss], *_texts(cell))
+        texts = {name: _text(name, value) for name, value in cell.figures.items()}
+        if cell.outcome != "completed":
+            texts["peak_bytes"] = cell.outcome.replace("_", " ")
+        made.add_row(str(cell.batch_size), LOSSES[cell.loss], *(texts[name] for name in heads))
     return made
-
-
-def _texts(cell: Cell) -> list[str]:
-    """The figures of a cell; in the place of the first, why there are none."""
-    if cell.outcome != "completed":
-        return [cell.outcome.replace("_", " "), *["-"] * (len(_HEADS) - 1)]
-    return [_text(name, cell.figures[name]) for name in _HEADS]
 
 
 def _text(name: str, value: float | None) -> str:
     if value is None:
         return "-"
-    if name == "peak_bytes":
-        return size(value)
-    return f"{value:,.0f}" if name == "tokens_per_s" else f"{value:.4g}"
+    return size(value) if name == "peak_bytes" else format(value, _FORMATS[name])
 
 
 def _read(path: Path) -> ComparisonReport:

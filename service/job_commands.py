@@ -38,7 +38,8 @@ def submit(*, url: str, api_key: str | None, watch: bool, **given: Any) -> None:
 def estimate(*, url: str, api_key: str | None, **given: Any) -> None:
     """Upload files and predict what a job would need; none is created."""
     with Client(url, api_key) as client:
-        Console().print(estimate_view(client.estimate(uploaded_body(client, given))))
+        view = estimate_view(client.estimate(uploaded_body(client, given)))
+    Console().print(view, soft_wrap=True)
 
 
 def followed(console: Console, client: Client, job: Job) -> Job:
@@ -58,7 +59,7 @@ def _watch(console: Console, client: Client, job: Job) -> int:
     """Show the job until it ends, and what it measured; the exit code."""
     job = followed(console, client, job)
     if job.memory is not None:
-        console.print(ledger_table(job.memory, job.phases))
+        console.print(ledger_table(job.memory, job.phases), soft_wrap=True)
     console.print(outcome(job), soft_wrap=True)
     return 0 if job.status is JobStatus.SUCCEEDED else 1
 
