@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
+from uuid import uuid4
 
 import httpx
 from pydantic import BaseModel
@@ -37,6 +38,10 @@ class ApiError(Exception):
     def __init__(self, message: str, code: str | None = None) -> None:
         super().__init__(message)
         self.code = code
+
+
+class Away(ApiError):
+    """No answer, or one that says to try again: what was asked for may have been done."""
 
 
 class Job(BaseModel):
@@ -92,13 +97,23 @@ class Client:
         file_id: str = answer["id"]
         return file_id
 
+    def same_file(self, sha256: str) -> str | None:
+        """The id of a training file that has these bytes and does not expire, if there is one."""
+        page = self._get("files", purpose="fine-tune", sha256=sha256)
+        found = (file["id"] for file in page["data"] if file["expires_at"] is None)
+        return next(found, None)
+
+    def delete_file(self, file_id: str) -> None:
+        """Delete a file that no unfinished job needs."""
+        self._send("DELETE", f"files/{file_id}")
+
     def create(self, body: dict[str, Any]) -> Job:
-        """Create a fine-tuning job."""
-        return Job.model_validate(self._send("POST", "fine_tuning/jobs", json=body))
+        """Create a fine-tuning job, also where the same body has just made another."""
+        return self._created("fine_tuning/jobs", body)
 
     def compare(self, body: dict[str, Any]) -> Job:
         """Create a comparison; it is followed as any job is."""
-        return Job.model_validate(self._send("POST", "fine_tuning/comparisons", json=body))
+        return self._created("fine_tuning/comparisons", body)
 
     def estimate(self, body: dict[str, Any]) -> Estimate:
         """What the job of the same body would need."""
@@ -153,6 +168,11 @@ class Client:
         self._save(f"files/{file_id}/content", target)
         return target
 
+    def _created(self, path: str, body: dict[str, Any]) -> Job:
+        # Without a key of its own, it would be taken for a repetition of the other.
+        headers = {"Idempotency-Key": uuid4().hex}
+        return Job.model_validate(self._send("POST", path, json=body, headers=headers))
+
     def _save(self, path: str, target: Path) -> None:
         with self._http.stream("GET", path) as response:
             if response.is_error:
@@ -168,7 +188,7 @@ class Client:
         while True:
             try:
                 return self._send("GET", path, params=query)
-            except _Away:
+            except Away:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_RETRY_S)
@@ -177,20 +197,16 @@ class Client:
         try:
             response = self._http.request(method, path, **content)
         except httpx.TransportError as error:
-            raise _Away(f"No answer from {self._http.base_url}: {error}.") from error
+            raise Away(f"No answer from {self._http.base_url}: {error}.") from error
         _check(response)
         return response.json()
-
-
-class _Away(ApiError):
-    """No answer, or one that says to try again."""
 
 
 def _check(response: httpx.Response) -> None:
     """Raise what an error envelope says."""
     if response.is_success:
         return
-    kind = _Away if response.status_code in _TRANSIENT else ApiError
+    kind = Away if response.status_code in _TRANSIENT else ApiError
     try:
         error = response.json()["error"]
     except (ValueError, KeyError, TypeError):

@@ -12,6 +12,7 @@ from service.client import Client
 from service.command_options import (
     FILE,
     FOLDER,
+    file_options,
     further_fields,
     further_options,
     given,
@@ -23,6 +24,7 @@ from service.display import LOSSES, outcome, size
 from service.figure_table import FigureTable
 from service.job_commands import followed
 from service.regression import NotComparable, regressions
+from service.uploads import Uploads
 
 _OUTPUT = "headroom-comparison"
 # Two tables, each of which fits into 80 columns: what a loss costs, and whether anything is lost.
@@ -53,8 +55,7 @@ _FORMATS = {
 @click.command()
 @server_options
 @click.option("--model", required=True, help="A model of `headroom models`, or a hub id.")
-@click.option("--training-file", type=FILE, required=True)
-@click.option("--validation-file", type=FILE)
+@file_options
 @click.option("--loss", "losses", type=click.Choice(list(LOSSES)), multiple=True)
 @click.option("--batch-size", "batch_sizes", type=int, multiple=True)
 @click.option("--steps", type=int)
@@ -72,8 +73,8 @@ def compare(
     *,
     url: str,
     api_key: str | None,
-    training_file: Path,
-    validation_file: Path | None,
+    training_file: Path | str,
+    validation_file: Path | str | None,
     losses: tuple[str, ...],
     batch_sizes: tuple[int, ...],
     options: tuple[str, ...],
@@ -88,10 +89,11 @@ def compare(
     body |= further_fields(options)
     console = Console()
     with Client(url, api_key) as client:
-        body["training_file"] = client.upload(training_file)
-        if validation_file is not None:
-            body["validation_file"] = client.upload(validation_file)
-        job = client.compare(body)
+        with Uploads(client) as uploads:
+            body["training_file"] = uploads.id_of(training_file)
+            if validation_file is not None:
+                body["validation_file"] = uploads.id_of(validation_file)
+            job = client.compare(body)
         console.print(f"Comparison {job.id}", highlight=False)
         job = followed(console, client, job)
         console.print(outcome(job), soft_wrap=True)

@@ -13,6 +13,7 @@ from service.display import JobView, ledger_table, outcome, size
 from service.estimate_display import estimate_view
 from service.interrupt import Interrupted
 from service.job_options import job_options, uploaded_body
+from service.uploads import Uploads
 from service.watch import follow
 
 _STATUS_WIDTH = max(map(len, JobStatus))
@@ -26,7 +27,8 @@ def submit(*, url: str, api_key: str | None, watch: bool, **given: Any) -> None:
     """Upload files and start a job."""
     console = Console()
     with Client(url, api_key) as client:
-        job = client.create(uploaded_body(client, given))
+        with Uploads(client) as uploads:
+            job = client.create(uploaded_body(uploads, given))
         console.print(f"Job {job.id}", highlight=False)
         if watch:
             raise SystemExit(_watch(console, client, job))
@@ -37,9 +39,9 @@ def submit(*, url: str, api_key: str | None, watch: bool, **given: Any) -> None:
 @job_options
 def estimate(*, url: str, api_key: str | None, **given: Any) -> None:
     """Upload files and predict what a job would need; none is created."""
-    with Client(url, api_key) as client:
-        view = estimate_view(client.estimate(uploaded_body(client, given)))
-    Console().print(view, soft_wrap=True)
+    with Client(url, api_key) as client, Uploads(client) as uploads:
+        predicted = client.estimate(uploaded_body(uploads, given))
+    Console().print(estimate_view(predicted), soft_wrap=True)
 
 
 def followed(console: Console, client: Client, job: Job) -> Job:
