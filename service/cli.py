@@ -17,11 +17,12 @@ from service.command_options import DEFAULT_PORT, FILE, FOLDER
 from service.demo.run import DemoFailed, run_demo
 from service.interrupt import Interrupted, raise_on_signals
 from service.part import PartFailed
+from service.regression import NotComparable
 from service.stack import Stack, StackError, StackOptions
 
 DATA = "headroom-data"
 _MEND_S = 0.5
-_USER_ERRORS = (ApiError, StackError, PartFailed, DemoFailed, ExposureError)
+_USER_ERRORS = (ApiError, StackError, PartFailed, DemoFailed, ExposureError, NotComparable)
 
 
 class _Group(click.Group):

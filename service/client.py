@@ -103,6 +103,11 @@ class Client:
         found = (file["id"] for file in page["data"] if file["expires_at"] is None)
         return next(found, None)
 
+    def sha256(self, file_id: str) -> str:
+        """The hash of a file's bytes, in hex."""
+        found: str = self._get(f"files/{file_id}")["sha256"]
+        return found
+
     def delete_file(self, file_id: str) -> None:
         """Delete a file that no unfinished job needs."""
         self._send("DELETE", f"files/{file_id}")

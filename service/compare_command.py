@@ -23,7 +23,7 @@ from service.contract.job import JobStatus
 from service.display import LOSSES, outcome, size
 from service.figure_table import FigureTable
 from service.job_commands import followed
-from service.regression import NotComparable, regressions
+from service.regression import check_request, regressions
 from service.uploads import Uploads
 
 _OUTPUT = "headroom-comparison"
@@ -87,12 +87,21 @@ def compare(
     before = None if against is None else _read(against)
     body = given(losses=[*losses] or None, batch_sizes=[*batch_sizes] or None, **fields)
     body |= further_fields(options)
+    files = given(training_file=training_file, validation_file=validation_file)
     console = Console()
     with Client(url, api_key) as client:
         with Uploads(client) as uploads:
-            body["training_file"] = uploads.id_of(training_file)
-            if validation_file is not None:
-                body["validation_file"] = uploads.id_of(validation_file)
+            if before is not None:
+                check_request(
+                    before,
+                    body
+                    | {
+                        "training_file_sha256": uploads.sha256_of(training_file),
+                        "validation_file_sha256": validation_file
+                        and uploads.sha256_of(validation_file),
+                    },
+                )
+            body |= {name: uploads.id_of(file) for name, file in files.items()}
             job = client.compare(body)
         console.print(f"Comparison {job.id}", highlight=False)
         job = followed(console, client, job)
@@ -140,11 +149,12 @@ def _read(path: Path) -> ComparisonReport:
 
 
 def judge(console: Console, before: ComparisonReport, now: ComparisonReport) -> int:
-    """Say what got worse; the exit code."""
-    try:
-        worse = regressions(before, now)
-    except NotComparable as error:
-        raise click.ClickException(str(error)) from error
+    """Say what got worse; the exit code.
+
+    Raises:
+        NotComparable: The two are of different things.
+    """
+    worse = regressions(before, now)
     for each in worse:
         console.print(Text(f"Worse: {each}", "red"), soft_wrap=True)
     if not worse:

@@ -41,13 +41,18 @@ class Uploads:
             with suppress(ApiError):
                 self._client.delete_file(file_id)
 
+    def sha256_of(self, file: Path | str) -> str:
+        """The hash of a file's bytes, in hex, here or on the server."""
+        if isinstance(file, str):
+            return self._client.sha256(file)
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
     def id_of(self, file: Path | str) -> str:
         """The id of a file that is given as a path, or as an id."""
         if isinstance(file, str):
             return file
-        with file.open("rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        found = self._client.same_file(sha256)
+        found = self._client.same_file(self.sha256_of(file))
         if found is not None:
             return found
         self._made.append(self._client.upload(file))

@@ -2,11 +2,11 @@
 
 import io
 
-import click
 import pytest
 from rich.console import Console
 
 from service.compare_command import judge, tables
+from service.regression import NotComparable
 from tests.support.comparison import cell, report
 
 
@@ -75,6 +75,6 @@ def test_each_worse_figure_is_a_line() -> None:
     ]
 
 
-def test_reports_of_different_things_are_an_error_of_the_caller() -> None:
-    with pytest.raises(click.ClickException, match="steps was 20 and is 10"):
+def test_reports_of_different_things_are_not_judged() -> None:
+    with pytest.raises(NotComparable, match="steps was 20 and is 10"):
         judge(console(), report(), report(steps=10))
