@@ -13,7 +13,7 @@ from rich.text import Text
 from service import compare_command, job_commands
 from service.auth import ExposureError, make_key
 from service.client import ApiError
-from service.command_options import DEFAULT_PORT, FILE, FOLDER
+from service.command_options import DEFAULT_PORT, FILE, FOLDER, KEY_VARIABLES
 from service.demo.run import DemoFailed, run_demo
 from service.interrupt import Interrupted, raise_on_signals
 from service.part import PartFailed
@@ -33,7 +33,14 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except _USER_ERRORS as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_told(error)) from error
+
+
+def _told(error: Exception) -> str:
+    """An error in the words of who typed the command."""
+    if isinstance(error, ApiError) and error.code == "invalid_api_key":
+        return f"{error} Give one by --api-key, {' or '.join(KEY_VARIABLES)}."
+    return str(error)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -57,7 +64,13 @@ for _command in (*job_commands.COMMANDS, compare_command.compare):
     help="A folder whose subfolders may be fine-tuned, beside DATA/models.",
 )
 @click.option("--hub-model", multiple=True, help="A pattern of hub ids that may be fine-tuned.")
-@click.option("--api-keys", type=FILE, help="Hashed keys; see `headroom key`.")
+@click.option(
+    "--api-keys",
+    type=FILE,
+    envvar="HEADROOM_API_KEYS_FILE",
+    show_envvar=True,
+    help="Hashed keys; see `headroom key`.",
+)
 def up(
     *,
     data: Path,

@@ -216,5 +216,17 @@ def _check(response: httpx.Response) -> None:
         error = response.json()["error"]
     except (ValueError, KeyError, TypeError):
         raise kind(f"The server answered {response.status_code} to {response.url}.") from None
-    faults = [f"\n  {Fault.model_validate(fault)}" for fault in error.get("faults", [])]
-    raise kind("".join([error["message"], *faults]), error.get("code"))
+    raise kind(_words(error, response), error.get("code"))
+
+
+def _words(error: dict[str, Any], response: httpx.Response) -> str:
+    """The message of an error; faults are a list, and a header is not what the caller gave."""
+    if error.get("code") == "invalid_api_key":
+        known = "Authorization" in response.request.headers
+        return "The server does not know this API key." if known else "The server wants an API key."
+    if "faults" not in error:
+        return str(error["message"])
+    faults, count = [Fault.model_validate(fault) for fault in error["faults"]], error["fault_count"]
+    head = f"The file has {count:,} fault{'' if count == 1 else 's'}"
+    first = f", of which the first {len(faults)} are" if count > len(faults) else ""
+    return "\n  ".join([f"{head}{first}:", *map(str, faults)])

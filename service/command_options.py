@@ -9,6 +9,7 @@ import click
 from service.contract.files import PREFIX
 
 DEFAULT_PORT = 8000
+KEY_VARIABLES = ["HEADROOM_API_KEY", "OPENAI_API_KEY"]
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -47,7 +48,7 @@ def server_options(command: Any) -> Any:
         show_default=True,
         show_envvar=True,
     )
-    key = click.option("--api-key", envvar=["HEADROOM_API_KEY", "OPENAI_API_KEY"], show_envvar=True)
+    key = click.option("--api-key", envvar=KEY_VARIABLES, show_envvar=True)
     return url(key(command))
 
 
