@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from service.contract.job import TERMINAL, JobError, JobStatus, Progress, StoredEvent
 from service.contract.memory import MemoryLedger, StepPhases
 from service.contract.models import ModelFile
-from service.contract.spec import ResolvedOptions
+from service.contract.spec import ComparisonOptions, ResolvedOptions
 from service.datasets import Fault
 from service.estimate_schemas import Estimate
 
@@ -62,6 +62,7 @@ class Job(BaseModel):
     phases: StepPhases | None = None
     resolved: ResolvedOptions | None = None
     result_files: list[str] = []
+    comparison: ComparisonOptions | None = None
 
     @property
     def terminal(self) -> bool:

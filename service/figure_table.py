@@ -15,7 +15,7 @@ class FigureTable(Table):
     Print it with `soft_wrap=True`: the console itself cuts what is wider than it.
     """
 
-    def __init__(self, *words: str, figures: tuple[str, ...]) -> None:
+    def __init__(self, *words: str, figures: tuple[str, ...] = ()) -> None:
         super().__init__(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for head in words:
             self.add_column(head)

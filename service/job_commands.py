@@ -11,12 +11,11 @@ from service.command_options import FOLDER, server_options
 from service.contract.job import JobStatus
 from service.display import JobView, ledger_table, outcome, size
 from service.estimate_display import estimate_view
+from service.figure_table import FigureTable
 from service.interrupt import Interrupted
 from service.job_options import job_options, uploaded_body
 from service.uploads import Uploads
 from service.watch import follow
-
-_STATUS_WIDTH = max(map(len, JobStatus))
 
 
 @click.command()
@@ -80,10 +79,13 @@ def watch(url: str, api_key: str | None, job_id: str) -> None:
 @click.option("--limit", default=20, show_default=True)
 def jobs(url: str, api_key: str | None, limit: int) -> None:
     """List the newest jobs."""
+    table = FigureTable("id", "status", "kind", "model", "result")
     with Client(url, api_key) as client:
         for job in client.jobs(limit):
             result = job.fine_tuned_model or (job.error.code if job.error else "")
-            click.echo(f"{job.id}  {job.status.value:<{_STATUS_WIDTH}}  {job.model}  {result}")
+            kind = "job" if job.comparison is None else "comparison"
+            table.add_row(job.id, job.status.value, kind, job.model, result)
+    Console(markup=False).print(table, soft_wrap=True)
 
 
 @click.command()
@@ -93,7 +95,8 @@ def cancel(url: str, api_key: str | None, job_id: str) -> None:
     """Cancel a job."""
     with Client(url, api_key) as client:
         job = client.cancel(job_id)
-    click.echo(f"{job.id}: {job.status.value.replace('_', ' ')}")
+    asked = "cancellation is requested; the job ends within seconds"
+    click.echo(f"{job.id}: {'cancelled' if job.terminal else asked}")
 
 
 @click.command()

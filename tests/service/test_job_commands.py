@@ -14,6 +14,7 @@ from service.client import ApiError, Client
 from service.contract.files import Files
 from service.contract.job import JobError, JobStatus
 from service.contract.models import Models
+from service.contract.spec import ComparisonOptions
 from service.contract.storage import Storage
 from service.contract.store import Store
 from tests.service.contract.support import EVENT, create
@@ -136,21 +137,37 @@ def test_a_job_that_fails_fails_the_watch_and_the_list_says_why(run: Run, store:
     done = run(job_commands.watch, claim.job_id)
     assert done.exit_code == 1
     assert "Failed (out_of_memory): It asked for 9 GB." in done.output
-    listed = run(job_commands.jobs).output
-    assert listed.split() == [claim.job_id, "failed", "base", "out_of_memory"]
+    *_, line = run(job_commands.jobs).output.splitlines()
+    assert line.split() == [claim.job_id, "failed", "job", "base", "out_of_memory"]
 
 
 def test_the_list_is_newest_first_and_limited(run: Run, store: Store) -> None:
     made = sorted((create(store, org="org-local") for _ in range(3)), reverse=True)
-    lines = run(job_commands.jobs, "--limit", 2).output.splitlines()
+    head, _, *lines = run(job_commands.jobs, "--limit", 2).output.splitlines()
+    assert head.split() == ["id", "status", "kind", "model", "result"]
     assert [line.split()[0] for line in lines] == made[:2]
+
+
+def test_the_list_is_whole_however_long_a_name_is(run: Run, store: Store) -> None:
+    name = "[bold]" + "long-" * 30
+    comparison = ComparisonOptions()
+    made = create(store, org="org-local", model=name, comparison=comparison)
+    *_, line = run(job_commands.jobs).output.splitlines()
+    assert line.split() == [made, "validating_files", "comparison", name]
 
 
 def test_a_job_is_cancelled(run: Run, store: Store) -> None:
     waiting = create(store, org="org-local")
     assert run(job_commands.cancel, waiting).output == f"{waiting}: cancelled\n"
-    with pytest.raises(ApiError, match="cannot become cancelled"):
+    with pytest.raises(ApiError, match="has ended already; its status is cancelled"):
         run(job_commands.cancel, waiting)
+
+
+def test_a_running_job_is_said_to_be_asked(run: Run, store: Store) -> None:
+    claim = start(store, create(store, org="org-local"))
+    for _ in range(2):
+        said = run(job_commands.cancel, claim.job_id).output
+        assert said == f"{claim.job_id}: cancellation is requested; the job ends within seconds\n"
 
 
 def test_models_are_listed_and_downloaded(
