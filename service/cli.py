@@ -104,7 +104,7 @@ def _welcome(console: Console, stack: Stack, options: StackOptions) -> None:
         "API": f"{stack.url}/docs",
         "openai client": f"OPENAI_BASE_URL={stack.url}/v1",
         "Data": str(options.data.resolve()),
-        "Models": str(stack.models),
+        "Models": ", ".join(map(str, stack.model_folders)),
         "Logs": str(stack.logs),
         "Submit a job": f"{_program()} submit --url {stack.url} --model NAME"
         " --training-file FILE --watch",

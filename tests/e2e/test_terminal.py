@@ -85,6 +85,8 @@ def test_up_stops_in_the_middle_of_a_job_and_keeps_it(models: Path, tmp_path: Pa
     with _running(log, *arguments) as up:
         url = until(lambda: re.search(r"http://127\.0\.0\.1:\d+", log.read_text()), 30)[0]
         until(lambda: "Ctrl-C" in log.read_text(), 30)
+        folders = re.search(r"^  Models +(.*)$", log.read_text(), re.MULTILINE)[1]
+        assert folders == f"{data / 'models'}, {models}"
         with Client(url) as client:
             file = client.upload(write_chat(tmp_path / "chat.jsonl"))
             hyperparameters = {"n_epochs": 50, "batch_size": 1}
