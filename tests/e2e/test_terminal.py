@@ -56,6 +56,10 @@ def test_submit_and_watch_then_list_and_download(stack: Stack, tmp_path: Path) -
     assert re.search(r"^\s*CCE .* measured", done.stdout, re.MULTILINE)
     model = re.search(r"Succeeded. Model: (\S+)", done.stdout)[1]
     assert model in _headroom("jobs", url=stack.url).stdout
+    predicted = _headroom("estimate", *arguments, *further[:2], url=stack.url)
+    assert re.search(
+        r"24 examples, the longest of \d+ tokens; 12 steps over [\d,]+ tokens\n", predicted.stdout
+    )
     downloaded = _headroom("download", model, tmp_path / "model", url=stack.url)
     assert downloaded.returncode == 0, downloaded.stderr
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").config.vocab_size == 384
