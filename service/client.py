@@ -1,6 +1,7 @@
 """A client of the public HTTP API: what the command line and the demo are allowed to know.
 
-Errors of the API arrive as `ApiError`, in its own words. A server that restarts is waited for.
+Errors of the API arrive as `ApiError`, all but those of files and keys in its own words. A server
+that restarts is waited for.
 """
 
 import time
