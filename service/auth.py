@@ -92,7 +92,8 @@ def check_exposure(host: str, api_keys_file: Path | None) -> None:
     if api_keys_file is None and not _is_loopback(host):
         raise ExposureError(
             f"Without API keys the server binds to loopback only, and {host or 'every address'} is "
-            "not. Set HEADROOM_API_KEYS_FILE, or bind 127.0.0.1."
+            "not. Name a file of keys, by HEADROOM_API_KEYS_FILE or `headroom up --api-keys FILE`, "
+            "or bind 127.0.0.1."
         )
 
 

@@ -13,15 +13,16 @@ from rich.text import Text
 from service import compare_command, job_commands
 from service.auth import ExposureError, make_key
 from service.client import ApiError
-from service.command_options import DEFAULT_PORT, FILE, FOLDER
+from service.command_options import DEFAULT_PORT, FILE, FOLDER, KEY_VARIABLES
 from service.demo.run import DemoFailed, run_demo
 from service.interrupt import Interrupted, raise_on_signals
 from service.part import PartFailed
+from service.regression import NotComparable
 from service.stack import Stack, StackError, StackOptions
 
 DATA = "headroom-data"
 _MEND_S = 0.5
-_USER_ERRORS = (ApiError, StackError, PartFailed, DemoFailed, ExposureError)
+_USER_ERRORS = (ApiError, StackError, PartFailed, DemoFailed, ExposureError, NotComparable)
 
 
 class _Group(click.Group):
@@ -32,7 +33,14 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except _USER_ERRORS as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_told(error)) from error
+
+
+def _told(error: Exception) -> str:
+    """An error in the words of who typed the command."""
+    if isinstance(error, ApiError) and error.code == "invalid_api_key":
+        return f"{error} Give one by --api-key, {' or '.join(KEY_VARIABLES)}."
+    return str(error)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,7 +64,13 @@ for _command in (*job_commands.COMMANDS, compare_command.compare):
     help="A folder whose subfolders may be fine-tuned, beside DATA/models.",
 )
 @click.option("--hub-model", multiple=True, help="A pattern of hub ids that may be fine-tuned.")
-@click.option("--api-keys", type=FILE, help="Hashed keys; see `headroom key`.")
+@click.option(
+    "--api-keys",
+    type=FILE,
+    envvar="HEADROOM_API_KEYS_FILE",
+    show_envvar=True,
+    help="Hashed keys; see `headroom key`.",
+)
 def up(
     *,
     data: Path,
@@ -90,7 +104,7 @@ def _welcome(console: Console, stack: Stack, options: StackOptions) -> None:
         "API": f"{stack.url}/docs",
         "openai client": f"OPENAI_BASE_URL={stack.url}/v1",
         "Data": str(options.data.resolve()),
-        "Models": str(stack.models),
+        "Models": ", ".join(map(str, stack.model_folders)),
         "Logs": str(stack.logs),
         "Submit a job": f"{_program()} submit --url {stack.url} --model NAME"
         " --training-file FILE --watch",

@@ -1,6 +1,7 @@
 """A client of the public HTTP API: what the command line and the demo are allowed to know.
 
-Errors of the API arrive as `ApiError`, in its own words. A server that restarts is waited for.
+Errors of the API arrive as `ApiError`, all but those of files and keys in its own words. A server
+that restarts is waited for.
 """
 
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
+from uuid import uuid4
 
 import httpx
 from pydantic import BaseModel
@@ -15,7 +17,7 @@ from pydantic import BaseModel
 from service.contract.job import TERMINAL, JobError, JobStatus, Progress, StoredEvent
 from service.contract.memory import MemoryLedger, StepPhases
 from service.contract.models import ModelFile
-from service.contract.spec import ResolvedOptions
+from service.contract.spec import ComparisonOptions, ResolvedOptions
 from service.datasets import Fault
 from service.estimate_schemas import Estimate
 
@@ -39,6 +41,10 @@ class ApiError(Exception):
         self.code = code
 
 
+class Away(ApiError):
+    """No answer, or one that says to try again: what was asked for may have been done."""
+
+
 class Job(BaseModel):
     """What a follower needs of the job resource."""
 
@@ -57,6 +63,7 @@ class Job(BaseModel):
     phases: StepPhases | None = None
     resolved: ResolvedOptions | None = None
     result_files: list[str] = []
+    comparison: ComparisonOptions | None = None
 
     @property
     def terminal(self) -> bool:
@@ -92,13 +99,28 @@ class Client:
         file_id: str = answer["id"]
         return file_id
 
+    def same_file(self, sha256: str) -> str | None:
+        """The id of a training file that has these bytes and does not expire, if there is one."""
+        page = self._get("files", purpose="fine-tune", sha256=sha256)
+        found = (file["id"] for file in page["data"] if file["expires_at"] is None)
+        return next(found, None)
+
+    def sha256(self, file_id: str) -> str:
+        """The hash of a file's bytes, in hex."""
+        found: str = self._get(f"files/{file_id}")["sha256"]
+        return found
+
+    def delete_file(self, file_id: str) -> None:
+        """Delete a file that no unfinished job needs."""
+        self._send("DELETE", f"files/{file_id}")
+
     def create(self, body: dict[str, Any]) -> Job:
-        """Create a fine-tuning job."""
-        return Job.model_validate(self._send("POST", "fine_tuning/jobs", json=body))
+        """Create a fine-tuning job, also where the same body has just made another."""
+        return self._created("fine_tuning/jobs", body)
 
     def compare(self, body: dict[str, Any]) -> Job:
         """Create a comparison; it is followed as any job is."""
-        return Job.model_validate(self._send("POST", "fine_tuning/comparisons", json=body))
+        return self._created("fine_tuning/comparisons", body)
 
     def estimate(self, body: dict[str, Any]) -> Estimate:
         """What the job of the same body would need."""
@@ -153,6 +175,11 @@ class Client:
         self._save(f"files/{file_id}/content", target)
         return target
 
+    def _created(self, path: str, body: dict[str, Any]) -> Job:
+        # Without a key of its own, it would be taken for a repetition of the other.
+        headers = {"Idempotency-Key": uuid4().hex}
+        return Job.model_validate(self._send("POST", path, json=body, headers=headers))
+
     def _save(self, path: str, target: Path) -> None:
         with self._http.stream("GET", path) as response:
             if response.is_error:
@@ -168,7 +195,7 @@ class Client:
         while True:
             try:
                 return self._send("GET", path, params=query)
-            except _Away:
+            except Away:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_RETRY_S)
@@ -181,23 +208,31 @@ class Client:
                 f"The server's URL is {self._http.base_url}; expected http:// or https://."
             ) from error
         except httpx.TransportError as error:
-            raise _Away(f"No answer from {self._http.base_url}: {error}.") from error
+            raise Away(f"No answer from {self._http.base_url}: {error}.") from error
         _check(response)
         return response.json()
-
-
-class _Away(ApiError):
-    """No answer, or one that says to try again."""
 
 
 def _check(response: httpx.Response) -> None:
     """Raise what an error envelope says."""
     if response.is_success:
         return
-    kind = _Away if response.status_code in _TRANSIENT else ApiError
+    kind = Away if response.status_code in _TRANSIENT else ApiError
     try:
         error = response.json()["error"]
     except (ValueError, KeyError, TypeError):
         raise kind(f"The server answered {response.status_code} to {response.url}.") from None
-    faults = [f"\n  {Fault.model_validate(fault)}" for fault in error.get("faults", [])]
-    raise kind("".join([error["message"], *faults]), error.get("code"))
+    raise kind(_words(error, response), error.get("code"))
+
+
+def _words(error: dict[str, Any], response: httpx.Response) -> str:
+    """The message of an error; faults are a list, and a header is not what the caller gave."""
+    if error.get("code") == "invalid_api_key":
+        known = "Authorization" in response.request.headers
+        return "The server does not know this API key." if known else "The server wants an API key."
+    if "faults" not in error:
+        return str(error["message"])
+    faults, count = [Fault.model_validate(fault) for fault in error["faults"]], error["fault_count"]
+    head = f"The file has {count:,} fault{'' if count == 1 else 's'}"
+    first = f", of which the first {len(faults)} are" if count > len(faults) else ""
+    return "\n  ".join([f"{head}{first}:", *map(str, faults)])

@@ -6,9 +6,37 @@ from typing import Any
 
 import click
 
+from service.contract.files import PREFIX
+
 DEFAULT_PORT = 8000
+KEY_VARIABLES = ["HEADROOM_API_KEY", "OPENAI_API_KEY"]
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+class _TrainingFile(click.Path):
+    """A file here, as a path; or one on the server, as its id."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The id as it stands, unless there is a file of that name."""
+        if isinstance(value, str) and value.startswith(PREFIX) and not Path(value).exists():
+            return value
+        return super().convert(value, param, ctx)
+
+
+_TRAINING_FILE = _TrainingFile(exists=True, dir_okay=False, path_type=Path)
+
+
+def file_options(command: Any) -> Any:
+    """The files of a job, each a path or an id, for `Uploads`."""
+    training = click.option(
+        "--training-file",
+        type=_TRAINING_FILE,
+        required=True,
+        help="JSON lines, or the id of an uploaded file; the same bytes are uploaded only once.",
+    )
+    validation = click.option("--validation-file", type=_TRAINING_FILE)
+    return training(validation(command))
 
 
 def server_options(command: Any) -> Any:
@@ -20,7 +48,7 @@ def server_options(command: Any) -> Any:
         show_default=True,
         show_envvar=True,
     )
-    key = click.option("--api-key", envvar=["HEADROOM_API_KEY", "OPENAI_API_KEY"], show_envvar=True)
+    key = click.option("--api-key", envvar=KEY_VARIABLES, show_envvar=True)
     return url(key(command))
 
 

@@ -5,44 +5,57 @@ from typing import Any
 
 import click
 from pydantic import ValidationError
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, Group
 from rich.text import Text
 
 from service.client import Client
 from service.command_options import (
     FILE,
     FOLDER,
+    file_options,
     further_fields,
     further_options,
     given,
     server_options,
 )
-from service.contract.comparison import HTML_NAME, JSON_NAME, Cell, ComparisonReport
+from service.contract.comparison import HTML_NAME, JSON_NAME, ComparisonReport
 from service.contract.job import JobStatus
 from service.display import LOSSES, outcome, size
+from service.figure_table import FigureTable
 from service.job_commands import followed
-from service.regression import NotComparable, regressions
+from service.regression import check_request, regressions
+from service.uploads import Uploads
 
 _OUTPUT = "headroom-comparison"
-_HEADS = {
+# Two tables, each of which fits into 80 columns: what a loss costs, and whether anything is lost.
+_COSTS = {
     "peak_bytes": "peak memory",
     "tokens_per_s": "tokens/s",
     "last_train_loss": "last loss",
     "max_curve_difference": "off full logits",
+}
+_ERRORS = {
     "hidden_gradient_error": "gradient error",
     "head_gradient_error": "of the head",
     "valid_loss": "valid loss",
     "valid_mean_token_accuracy": "accuracy",
+}
+# The same digits in every line; what may be tiny in powers of ten, else it would be 0.0000.
+_FORMATS = {
+    "tokens_per_s": ",.0f",
+    "last_train_loss": ".4f",
+    "max_curve_difference": ".2e",
+    "hidden_gradient_error": ".2e",
+    "head_gradient_error": ".2e",
+    "valid_loss": ".4f",
+    "valid_mean_token_accuracy": ".4f",
 }
 
 
 @click.command()
 @server_options
 @click.option("--model", required=True, help="A model of `headroom models`, or a hub id.")
-@click.option("--training-file", type=FILE, required=True)
-@click.option("--validation-file", type=FILE)
+@file_options
 @click.option("--loss", "losses", type=click.Choice(list(LOSSES)), multiple=True)
 @click.option("--batch-size", "batch_sizes", type=int, multiple=True)
 @click.option("--steps", type=int)
@@ -60,8 +73,8 @@ def compare(
     *,
     url: str,
     api_key: str | None,
-    training_file: Path,
-    validation_file: Path | None,
+    training_file: Path | str,
+    validation_file: Path | str | None,
     losses: tuple[str, ...],
     batch_sizes: tuple[int, ...],
     options: tuple[str, ...],
@@ -74,12 +87,22 @@ def compare(
     before = None if against is None else _read(against)
     body = given(losses=[*losses] or None, batch_sizes=[*batch_sizes] or None, **fields)
     body |= further_fields(options)
+    files = given(training_file=training_file, validation_file=validation_file)
     console = Console()
     with Client(url, api_key) as client:
-        body["training_file"] = client.upload(training_file)
-        if validation_file is not None:
-            body["validation_file"] = client.upload(validation_file)
-        job = client.compare(body)
+        with Uploads(client) as uploads:
+            if before is not None:
+                check_request(
+                    before,
+                    body
+                    | {
+                        "training_file_sha256": uploads.sha256_of(training_file),
+                        "validation_file_sha256": validation_file
+                        and uploads.sha256_of(validation_file),
+                    },
+                )
+            body |= {name: uploads.id_of(file) for name, file in files.items()}
+            job = client.compare(body)
         console.print(f"Comparison {job.id}", highlight=False)
         job = followed(console, client, job)
         console.print(outcome(job), soft_wrap=True)
@@ -89,37 +112,32 @@ def compare(
         for file_id in job.result_files:
             client.save_file(file_id, output)
     now = _read(output / JSON_NAME)
-    console.print(table(now))
+    console.print(tables(now), soft_wrap=True)
     console.print(Text(f"Report: {output / HTML_NAME}"), soft_wrap=True)
     if before is not None:
         raise SystemExit(judge(console, before, now))
 
 
-def table(report: ComparisonReport) -> Table:
+def tables(report: ComparisonReport) -> Group:
     """Every figure of a report."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    made.add_column("batch", justify="right")
-    made.add_column("loss")
-    for head in _HEADS.values():
-        made.add_column(head, justify="right")
+    return Group(_table(report, _COSTS), "", _table(report, _ERRORS))
+
+
+def _table(report: ComparisonReport, heads: dict[str, str]) -> FigureTable:
+    """A line for each cell; where it was not completed, the place of its memory says why."""
+    made = FigureTable("batch", "loss", figures=tuple(heads.values()))
     for cell in report.cells:
-        made.add_row(str(cell.batch_size), LOSSES[cell.loss], *_texts(cell))
+        texts = {name: _text(name, value) for name, value in cell.figures.items()}
+        if cell.outcome != "completed":
+            texts["peak_bytes"] = cell.outcome.replace("_", " ")
+        made.add_row(str(cell.batch_size), LOSSES[cell.loss], *(texts[name] for name in heads))
     return made
-
-
-def _texts(cell: Cell) -> list[str]:
-    """The figures of a cell; in the place of the first, why there are none."""
-    if cell.outcome != "completed":
-        return [cell.outcome.replace("_", " "), *["-"] * (len(_HEADS) - 1)]
-    return [_text(name, cell.figures[name]) for name in _HEADS]
 
 
 def _text(name: str, value: float | None) -> str:
     if value is None:
         return "-"
-    if name == "peak_bytes":
-        return size(value)
-    return f"{value:,.0f}" if name == "tokens_per_s" else f"{value:.4g}"
+    return size(value) if name == "peak_bytes" else format(value, _FORMATS[name])
 
 
 def _read(path: Path) -> ComparisonReport:
@@ -131,11 +149,12 @@ def _read(path: Path) -> ComparisonReport:
 
 
 def judge(console: Console, before: ComparisonReport, now: ComparisonReport) -> int:
-    """Say what got worse; the exit code."""
-    try:
-        worse = regressions(before, now)
-    except NotComparable as error:
-        raise click.ClickException(str(error)) from error
+    """Say what got worse; the exit code.
+
+    Raises:
+        NotComparable: The two are of different things.
+    """
+    worse = regressions(before, now)
     for each in worse:
         console.print(Text(f"Worse: {each}", "red"), soft_wrap=True)
     if not worse:

@@ -3,10 +3,8 @@
 from types import TracebackType
 from typing import Self
 
-from rich import box
 from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.table import Table
 from rich.text import Text
 
 from service.client import Job
@@ -20,6 +18,7 @@ from service.contract.memory import (
     StepPhases,
 )
 from service.datasets import Fault
+from service.figure_table import FigureTable
 from service.watch import Update
 
 LOSSES: dict[LossName, str] = {
@@ -100,9 +99,9 @@ class JobView:
         if progress is None or not progress.total_steps or not progress.step:
             return
         done = progress.step * _PLAIN_LINES // progress.total_steps
-        if done > self._told:
+        if done > self._told and (told := facts(job)):
             self._told = done
-            self._console.print(f"  {progress.phase}: {facts(job)}", highlight=False)
+            self._console.print(f"  {progress.phase}: {told}", highlight=False)
 
 
 class _Facts(ProgressColumn):
@@ -144,12 +143,9 @@ def event_line(event: StoredEvent) -> Text:
 
 def ledger_table(ledger: MemoryLedger, phases: StepPhases | None) -> Group:
     """What each loss needs on the job's own shapes, and where the time of a step goes."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("loss")
-    for column in ("loss layer", "whole step", "tokens/s", "saved"):
-        table.add_column(column, justify="right")
-    if any(entry.largest_micro_batch for entry in ledger.losses):
-        table.add_column("largest micro-batch", justify="right")
+    fits = any(entry.largest_micro_batch for entry in ledger.losses)
+    heads = ("loss layer", "whole step", "tokens/s", "saved")
+    table = FigureTable("loss", figures=(*heads, *["largest micro-batch"] * fits))
     savings = {saving.baseline: saving for saving in ledger.savings}
     for entry in ledger.losses:
         row = _ledger_row(entry, savings.get(entry.loss))

@@ -1,12 +1,11 @@
 """How an estimate looks in a terminal: what is trained on, then a table for each kind of device."""
 
-from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from service.display import LOSSES, duration, size
 from service.estimate_schemas import DeviceEstimate, Estimate, LossEstimate
+from service.figure_table import FigureTable
 
 
 def estimate_view(estimate: Estimate) -> Group:
@@ -25,10 +24,8 @@ def _job_line(estimate: Estimate) -> Text:
 
 
 def _device_view(device: DeviceEstimate) -> Group:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("loss")
-    for column in ("loss layer", "peak of a step", "at its", "largest micro-batch"):
-        table.add_column(column, justify="right")
+    heads = ("loss layer", "peak of a step", "at its", "largest micro-batch")
+    table = FigureTable("loss", figures=heads)
     for loss in device.losses:
         table.add_row(*_row(loss))
     return Group(Text(f"\n{_title(device)}", "bold"), table, Text(_footnote(device), "dim"))

@@ -11,11 +11,11 @@ from service.command_options import FOLDER, server_options
 from service.contract.job import JobStatus
 from service.display import JobView, ledger_table, outcome, size
 from service.estimate_display import estimate_view
+from service.figure_table import FigureTable
 from service.interrupt import Interrupted
 from service.job_options import job_options, uploaded_body
+from service.uploads import Uploads
 from service.watch import follow
-
-_STATUS_WIDTH = max(map(len, JobStatus))
 
 
 @click.command()
@@ -26,7 +26,8 @@ def submit(*, url: str, api_key: str | None, watch: bool, **given: Any) -> None:
     """Upload files and start a job."""
     console = Console()
     with Client(url, api_key) as client:
-        job = client.create(uploaded_body(client, given))
+        with Uploads(client) as uploads:
+            job = client.create(uploaded_body(uploads, given))
         console.print(f"Job {job.id}", highlight=False)
         if watch:
             raise SystemExit(_watch(console, client, job))
@@ -37,8 +38,9 @@ def submit(*, url: str, api_key: str | None, watch: bool, **given: Any) -> None:
 @job_options
 def estimate(*, url: str, api_key: str | None, **given: Any) -> None:
     """Upload files and predict what a job would need; none is created."""
-    with Client(url, api_key) as client:
-        Console().print(estimate_view(client.estimate(uploaded_body(client, given))))
+    with Client(url, api_key) as client, Uploads(client) as uploads:
+        predicted = client.estimate(uploaded_body(uploads, given))
+    Console().print(estimate_view(predicted), soft_wrap=True)
 
 
 def followed(console: Console, client: Client, job: Job) -> Job:
@@ -58,7 +60,7 @@ def _watch(console: Console, client: Client, job: Job) -> int:
     """Show the job until it ends, and what it measured; the exit code."""
     job = followed(console, client, job)
     if job.memory is not None:
-        console.print(ledger_table(job.memory, job.phases))
+        console.print(ledger_table(job.memory, job.phases), soft_wrap=True)
     console.print(outcome(job), soft_wrap=True)
     return 0 if job.status is JobStatus.SUCCEEDED else 1
 
@@ -77,10 +79,13 @@ def watch(url: str, api_key: str | None, job_id: str) -> None:
 @click.option("--limit", default=20, show_default=True)
 def jobs(url: str, api_key: str | None, limit: int) -> None:
     """List the newest jobs."""
+    table = FigureTable("id", "status", "kind", "model", "result")
     with Client(url, api_key) as client:
         for job in client.jobs(limit):
             result = job.fine_tuned_model or (job.error.code if job.error else "")
-            click.echo(f"{job.id}  {job.status.value:<{_STATUS_WIDTH}}  {job.model}  {result}")
+            kind = "job" if job.comparison is None else "comparison"
+            table.add_row(job.id, job.status.value, kind, job.model, result)
+    Console(markup=False).print(table, soft_wrap=True)
 
 
 @click.command()
@@ -90,7 +95,8 @@ def cancel(url: str, api_key: str | None, job_id: str) -> None:
     """Cancel a job."""
     with Client(url, api_key) as client:
         job = client.cancel(job_id)
-    click.echo(f"{job.id}: {job.status.value.replace('_', ' ')}")
+    asked = "cancellation is requested; the job ends within seconds"
+    click.echo(f"{job.id}: {'cancelled' if job.terminal else asked}")
 
 
 @click.command()

@@ -4,15 +4,14 @@ from typing import Any
 
 import click
 
-from service.client import Client
-from service.command_options import FILE, further_fields, further_options
+from service.command_options import file_options, further_fields, further_options
+from service.uploads import Uploads
 
 _HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
 _FILES = ("training_file", "validation_file")
 _OPTIONS = (
     click.option("--model", required=True, help="A model of `headroom models`, or a hub id."),
-    click.option("--training-file", type=FILE, required=True),
-    click.option("--validation-file", type=FILE),
+    file_options,
     click.option("--suffix", help="A part of the new model's name."),
     click.option("--seed", type=int),
     click.option("--n-epochs", type=int),
@@ -29,11 +28,11 @@ def job_options(command: Any) -> Any:
     return command
 
 
-def uploaded_body(client: Client, given: dict[str, Any]) -> dict[str, Any]:
-    """The body of a request for a job, its files uploaded."""
+def uploaded_body(uploads: Uploads, given: dict[str, Any]) -> dict[str, Any]:
+    """The body of a request for a job, its files on the server."""
     options = further_fields(given.pop("options"))
     given = {name: value for name, value in given.items() if value is not None}
     hyperparameters = {name: given.pop(name) for name in _HYPERPARAMETERS if name in given}
-    files = {name: client.upload(given.pop(name)) for name in _FILES if name in given}
+    files = {name: uploads.id_of(given.pop(name)) for name in _FILES if name in given}
     method = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
     return {**given, **options, **files, "method": method}

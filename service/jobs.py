@@ -11,6 +11,7 @@ from service.comparison_request import ComparisonCreate
 from service.contract import batching
 from service.contract.errors import Conflict, InvalidRequest, JobFailure, NotFound, Unavailable
 from service.contract.job import Event, JobRecord, new_id
+from service.contract.models import is_hub_id
 from service.contract.queue import VALIDATE
 from service.contract.records import PREFIX, Standing
 from service.contract.resolve import sequence_length
@@ -145,13 +146,8 @@ def _check_model(services: Services, org: str, spec: JobSpec) -> None:
     try:
         tuned = services.models.get(org, name)
     except NotFound as error:
-        known = ", ".join(services.base_models.names()) or "none in a folder"
-        raise InvalidRequest(
-            f"Model {name!r} is neither a base model that may be fine-tuned ({known}) nor a "
-            "fine-tuned model of yours. GET /v1/models lists both.",
-            code="model_not_found",
-            param="model",
-        ) from error
+        message = _unknown_model(services, name)
+        raise InvalidRequest(message, code="model_not_found", param="model") from error
     if tuned.kind == "lora" and spec.options.adapter is not None:
         raise InvalidRequest(
             f"{name} is an adapter, which a job on it goes on training: leave `adapter` out.",
@@ -167,6 +163,21 @@ def _check_length(services: Services, org: str, spec: JobSpec) -> None:
         sequence_length(spec, context_of(services, org, spec.model))
     except JobFailure as failure:
         raise InvalidRequest(failure.message, code=failure.code, param=failure.param) from failure
+
+
+def _unknown_model(services: Services, name: str) -> str:
+    """Why there is no such model: a hub id is rather not allowed than mistyped."""
+    if is_hub_id(name):
+        allowed = ", ".join(services.settings.hub_models) or "none"
+        return (
+            f"Model {name!r} is a hub id that this server does not allow; it allows {allowed}. "
+            "HEADROOM_HUB_MODELS, or `headroom up --hub-model`, names the patterns of those."
+        )
+    known = ", ".join(services.base_models.names()) or "none in a folder"
+    return (
+        f"Model {name!r} is neither a base model that may be fine-tuned ({known}) nor a "
+        "fine-tuned model of yours. GET /v1/models lists both."
+    )
 
 
 def _check_file(services: Services, org: str, param: str, file_id: str) -> None:

@@ -18,11 +18,14 @@ losses and errors to within the order in which a GPU adds. An outcome is worse w
 completed and is not any more, and a cell or figure that was there must be there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from service.comparison_request import ComparisonCreate
 from service.contract.comparison import Cell, ComparisonReport
+
+_FIELDS = ComparisonCreate.model_fields
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ def regressions(before: ComparisonReport, now: ComparisonReport) -> list[Regress
     Raises:
         NotComparable: The two are of different models, data, options or devices; it says which.
     """
-    _check(before, now)
+    then, conditions = dict(before.conditions), dict(now.conditions)
+    _refuse_other({name: (value, conditions[name]) for name, value in then.items()})
     cells = {(cell.loss, cell.batch_size): cell for cell in now.cells}
     return [
         regression
@@ -97,11 +101,41 @@ def regressions(before: ComparisonReport, now: ComparisonReport) -> list[Regress
     ]
 
 
-def _check(before: ComparisonReport, now: ComparisonReport) -> None:
+def check_request(before: ComparisonReport, request: Mapping[str, Any]) -> None:
+    """Find in a request, before anything runs, what its report could not be compared in.
+
+    What is left to "auto", only the report tells.
+
+    Args:
+        before: The earlier report.
+        request: The body that creates the comparison, with the hashes of its files by the names
+            that they have in a report.
+
+    Raises:
+        NotComparable: Something of the earlier report is asked for otherwise, or not at all.
+    """
+    asked = {**{name: field.default for name, field in _FIELDS.items()}, **request}
+    then = dict(before.conditions) | before.conditions.options
+    pairs = {name: (then[name], asked[name]) for name in then.keys() & asked.keys()}
+    for name, (value, wanted) in pairs.items():
+        if wanted == "auto":
+            pairs[name] = (value, value)
+        elif isinstance(value, dict) and isinstance(wanted, dict):
+            pairs[name] = (value, value | wanted)  # the rest is by default
+    compared: dict[str, list[Any]] = {
+        "batch_sizes": list(dict.fromkeys(cell.batch_size for cell in before.cells)),
+        "losses": list(dict.fromkeys(cell.loss for cell in before.cells)),
+    }
+    for name, values in compared.items():
+        if isinstance(asked[name], list) and any(value not in asked[name] for value in values):
+            pairs[name] = (values, asked[name])
+    _refuse_other(pairs)
+
+
+def _refuse_other(pairs: Mapping[str, tuple[Any, Any]]) -> None:
+    """Refuse what differs, of values then and now by name."""
     differing = [
-        f"{name} was {value!r} and is {getattr(now.conditions, name)!r}"
-        for name, value in before.conditions
-        if value != getattr(now.conditions, name)
+        f"{name} was {then!r} and is {now!r}" for name, (then, now) in pairs.items() if then != now
     ]
     if differing:
         raise NotComparable(f"The reports can't be compared: {'; '.join(differing)}.")

@@ -75,9 +75,9 @@ class Stack:
         self.url = ""
 
     @property
-    def models(self) -> Path:
-        """A folder whose subfolders may be fine-tuned."""
-        return self._data / "models"
+    def model_folders(self) -> list[Path]:
+        """The folders whose subfolders may be fine-tuned: that of the data, and those given."""
+        return [self._data / "models", *(each.resolve() for each in self._options.model_folders)]
 
     @property
     def logs(self) -> Path:
@@ -118,7 +118,8 @@ class Stack:
     def _start(self) -> None:
         check_exposure(self._options.host, self._options.api_keys)
         _check_keys(self._options.api_keys)
-        for folder in (self.models, self.logs, self._data / "work"):
+        _check_folders(self._options.model_folders)
+        for folder in (self._data / "models", self.logs, self._data / "work"):
             folder.mkdir(parents=True, exist_ok=True)
         self._lock()
         listener = self._listen()
@@ -183,13 +184,12 @@ class Stack:
 
     def _environment(self, redis: RedisServer) -> dict[str, str]:
         """The settings of the parts, as `HEADROOM_*` variables."""
-        folders = [self.models, *self._options.model_folders]
         values = {
             "REDIS_URL": redis.url,
             "REDIS_PASSWORD_FILE": str(redis.password_file),
             "STORAGE_URL": str(self._data / "storage"),
             "WORK_DIR": str(self._data / "work"),
-            "MODEL_FOLDERS": json.dumps([str(folder.resolve()) for folder in folders]),
+            "MODEL_FOLDERS": json.dumps([str(folder) for folder in self.model_folders]),
             "HUB_MODELS": json.dumps(self._options.hub_models),
         }
         if self._options.api_keys is not None:
@@ -211,6 +211,12 @@ class Stack:
 
             for worker in workers:
                 worker.wait_until(all_answer, _READY_S)
+
+
+def _check_folders(folders: tuple[Path, ...]) -> None:
+    for folder in folders:
+        if not folder.is_dir():
+            raise StackError(f"There is no folder {folder}, which was given for models.")
 
 
 def _check_keys(api_keys: Path | None) -> None:

@@ -80,9 +80,24 @@ class Files:
         return record
 
     def page(
-        self, org: str, *, after: str | None, limit: int, purpose: str | None, ascending: bool
+        self,
+        org: str,
+        *,
+        after: str | None,
+        limit: int,
+        ascending: bool,
+        purpose: str | None = None,
+        sha256: str | None = None,
     ) -> Page[FileRecord]:
         """Files of `org` behind the cursor `after`, in order of creation.
+
+        Args:
+            org: Whose files.
+            after: The id that the page before ended with, or None for the first page.
+            limit: The most files of the page.
+            ascending: Oldest first.
+            purpose: Only files of this purpose.
+            sha256: Only files with this hash, in hex.
 
         Raises:
             InvalidRequest: The cursor is not a file's id.
@@ -92,7 +107,11 @@ class Files:
             with available():
                 raws = self._redis.mget([keys.file(id_) for id_ in ids])
             records = [FileRecord.model_validate_json(raw) for raw in raws if raw]
-            return [record for record in records if purpose in {None, record.purpose}]
+            return [
+                record
+                for record in records
+                if purpose in {None, record.purpose} and sha256 in {None, record.sha256}
+            ]
 
         index.check_cursor(after, PREFIX)
         key = keys.org_index(org, "files")

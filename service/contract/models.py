@@ -62,6 +62,11 @@ def tuned_model_id(
     return f"ft:{root}:{org}:{suffix or ''}:{job_id.removeprefix('ftjob-')}{checkpoint}"
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form `owner/model` of a hub."""
+    return "/" in name and _HUB_ID.fullmatch(name) is not None
+
+
 class BaseModels:
     """The allow-list: subfolders of configured folders, and hub ids by pattern."""
 

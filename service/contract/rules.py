@@ -81,7 +81,11 @@ def cancel(record: JobRecord, *, leased: bool) -> Decision:
     Raises:
         Conflict: The job has ended.
     """
-    _check_edge(record, JobStatus.CANCELLED)
+    if record.terminal:
+        raise Conflict(
+            f"Job {record.id} has ended already; its status is {record.status}.",
+            code="illegal_transition",
+        )
     if not leased:
         return cancelled()
     return {"cancel_requested": True}, None if record.cancel_requested else _CANCEL_ASKED

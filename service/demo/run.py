@@ -156,8 +156,8 @@ def _compare(console: Console, trained: Trained, pair: Pair, before: str, after:
     """Print the ledger, and the model before and after."""
     console.print()
     if trained.job.memory is not None:
-        table = ledger_table(trained.job.memory, trained.job.phases)
-        console.print(Padding(table, (0, 0, 1, 2)))
+        console.print(ledger_table(trained.job.memory, trained.job.phases), soft_wrap=True)
+        console.print()
     answers = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     answers.add_column("")
     answers.add_column("validation loss", justify="right")

@@ -79,10 +79,19 @@ def list_files(
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
     purpose: Purpose | None = None,
+    sha256: Annotated[
+        str | None,
+        Query(pattern="^[0-9a-f]{64}$", description="Extension: only files with these bytes."),
+    ] = None,
 ) -> Listing[File]:
     """Files, in order of creation."""
     page = services.files.page(
-        org, after=after, limit=limit, purpose=purpose, ascending=order == "asc"
+        org,
+        after=after,
+        limit=limit,
+        ascending=order == "asc",
+        purpose=purpose,
+        sha256=sha256,
     )
     return Listing.of([File.of(record) for record in page.items], has_more=page.has_more)
 

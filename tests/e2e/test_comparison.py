@@ -81,6 +81,15 @@ def test_a_figure_that_got_worse_ends_the_command_with_an_error(
     assert worse[0].startswith("Worse: cce at batch size 2: valid_loss 0.5 -> ")
 
 
+def test_a_request_for_something_else_is_refused_before_anything_runs(
+    run: Run, first: Path, tmp_path: Path
+) -> None:
+    done = run(tmp_path, "--against", first / "comparison.json", "--seed", 7)
+    assert done.returncode == 1
+    assert done.stderr == "Error: The reports can't be compared: seed was 0 and is 7.\n"
+    assert done.stdout == ""
+
+
 def test_what_is_no_report_is_refused_before_anything_runs(run: Run, tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text('{"cells": []}')

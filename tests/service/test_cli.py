@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from service.auth import Keyring
+from service.auth import Keyring, make_key
+from service.settings import ServiceSettings
+from tests.support.server import serve
 
 HEADROOM = Path(sys.executable).with_name("headroom")
 
@@ -44,6 +47,49 @@ def test_a_file_of_keys_that_is_none_is_told_and_nothing_starts(
     assert done.stderr.startswith("Error: The API keys cannot be read: ")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "data").exists()
+
+
+@pytest.fixture
+def locked(service_settings: ServiceSettings, tmp_path: Path) -> Iterator[str]:
+    """The URL of a server that wants an API key."""
+    _, line = make_key("acme")
+    (tmp_path / "keys").write_text(line)
+    settings = service_settings.model_copy(update={"api_keys_file": tmp_path / "keys"})
+    with serve(settings) as url:
+        yield url
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ([], "The server wants an API key."),
+        (["--api-key", "sk-wrong"], "The server does not know this API key."),
+    ],
+)
+def test_a_key_that_is_missing_or_wrong_is_told_by_its_option(
+    locked: str, given: list[str], what: str
+) -> None:
+    done = _headroom("jobs", "--url", locked, *given)
+    assert done.returncode == 1
+    hint = "Give one by --api-key, HEADROOM_API_KEY or OPENAI_API_KEY."
+    assert done.stderr == f"Error: {what} {hint}\n"
+
+
+def test_up_on_the_network_names_its_own_option_for_keys(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    done = _headroom("up", "--data", data, "--host", "0.0.0.0")  # noqa: S104
+    assert done.returncode == 1
+    assert "HEADROOM_API_KEYS_FILE or `headroom up --api-keys FILE`" in done.stderr
+    assert not data.exists()
+
+
+def test_up_takes_the_file_of_keys_from_the_variable_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keys").write_text("no key")
+    monkeypatch.setenv("HEADROOM_API_KEYS_FILE", str(tmp_path / "keys"))
+    done = _headroom("up", "--data", tmp_path / "data")
+    assert done.stderr.startswith("Error: The API keys cannot be read: ")
 
 
 def test_the_version_is_that_of_the_package() -> None:

@@ -139,9 +139,22 @@ def test_every_fault_of_a_file_is_a_line(api: Client, tmp_path: Path) -> None:
     with pytest.raises(ApiError) as error:
         api.upload(faulty)
     assert error.value.code == "invalid_training_file"
-    _, first, second = str(error.value).split("\n")
+    head, first, second = str(error.value).split("\n")
+    assert head == "The file has 2 faults:"
     assert first.strip().startswith("line 1, messages: ")
     assert second.strip().startswith("line 2: It is not JSON")
+
+
+def test_of_many_faults_the_first_are_listed_and_all_are_counted(
+    api: Client, tmp_path: Path
+) -> None:
+    faulty = tmp_path / "faulty.jsonl"
+    faulty.write_bytes(b"oops\n" * 1200)
+    with pytest.raises(ApiError) as error:
+        api.upload(faulty)
+    head, *listed = str(error.value).split("\n")
+    assert head == "The file has 1,200 faults, of which the first 100 are:"
+    assert len(listed) == 100
 
 
 @contextmanager

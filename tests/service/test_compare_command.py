@@ -1,17 +1,17 @@
-"""What `headroom compare` says of a report: its table, and the gate's verdict."""
+"""What `headroom compare` says of a report: its tables, and the gate's verdict."""
 
 import io
 
-import click
 import pytest
 from rich.console import Console
 
-from service.compare_command import judge, table
+from service.compare_command import judge, tables
+from service.regression import NotComparable
 from tests.support.comparison import cell, report
 
 
-def console() -> Console:
-    return Console(file=io.StringIO(), width=200)
+def console(width: int = 200) -> Console:
+    return Console(file=io.StringIO(), width=width)
 
 
 def said(to: Console) -> str:
@@ -19,16 +19,43 @@ def said(to: Console) -> str:
     return to.file.getvalue()
 
 
-def test_the_table_has_a_line_for_each_cell_and_says_what_did_not_fit() -> None:
+def rows(shown: str) -> list[list[str]]:
+    """The lines of each table, single-spaced, without the rule below the heads."""
+    return [
+        [" ".join(line.split()) for line in block.splitlines() if "─" not in line]
+        for block in shown.split("\n\n")
+    ]
+
+
+def test_the_tables_have_a_line_for_each_cell_and_say_what_did_not_fit() -> None:
     to = console()
-    to.print(table(report()))
-    head, _, *lines = said(to).splitlines()
-    assert len(lines) == 12
-    assert head.split()[:4] == ["batch", "loss", "peak", "memory"]
-    ours = " ".join(lines[-1].split())
-    assert ours == "16 CCE 9.6 GiB 24,000 2.268 0.057 0.005 0.006 2.503 0.497"
-    assert "out of memory" in lines[8]
-    assert lines[8].split()[0:3] == ["16", "full", "logits"]
+    to.print(tables(report()), soft_wrap=True)
+    costs, errors = rows(said(to))
+    assert costs[0] == "batch loss peak memory tokens/s last loss off full logits"
+    assert errors[0] == "batch loss gradient error of the head valid loss accuracy"
+    assert len(costs) == len(errors) == 13
+    assert costs[-1] == "16 CCE 9.6 GiB 24,000 2.2677 5.70e-02"
+    assert errors[-1] == "16 CCE 5.00e-03 6.00e-03 2.5030 0.4970"
+    assert costs[9] == "16 full logits out of memory - - -"
+    assert errors[9] == "16 full logits - - - -"
+
+
+def test_losses_have_the_same_digits_whatever_their_size() -> None:
+    to, losses = console(), [10.2972, 10.52, 9.0]
+    cells = [cell("cce", size, train_losses=(loss,)) for size, loss in enumerate(losses, 1)]
+    to.print(tables(report().model_copy(update={"cells": cells})), soft_wrap=True)
+    assert [line.split()[5] for line in rows(said(to))[0][1:]] == ["10.2972", "10.5200", "9.0000"]
+
+
+@pytest.mark.parametrize("width", [20, 80, 200])
+def test_no_figure_is_cut_however_narrow_the_place(width: int) -> None:
+    """As in CI, where there is no terminal and rich takes it to be 80 wide."""
+    narrow, wide = console(width), console()
+    for to in (narrow, wide):
+        to.print(tables(report()), soft_wrap=True)
+    assert said(narrow) == said(wide)
+    assert "…" not in said(narrow)
+    assert max(map(len, said(narrow).splitlines())) <= 80
 
 
 def test_what_is_no_worse_passes() -> None:
@@ -48,6 +75,6 @@ def test_each_worse_figure_is_a_line() -> None:
     ]
 
 
-def test_reports_of_different_things_are_an_error_of_the_caller() -> None:
-    with pytest.raises(click.ClickException, match="steps was 20 and is 10"):
+def test_reports_of_different_things_are_not_judged() -> None:
+    with pytest.raises(NotComparable, match="steps was 20 and is 10"):
         judge(console(), report(), report(steps=10))

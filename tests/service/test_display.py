@@ -35,9 +35,9 @@ def _event(message: str, **fields: Any) -> StoredEvent:
     return StoredEvent(**{"id": "ftevent-1-0", "created_at": 1, "message": message} | fields)
 
 
-def _shown(what: RenderableType, width: int = 120) -> str:
+def _shown(what: RenderableType, width: int = 80) -> str:
     screen = io.StringIO()
-    Console(file=screen, width=width).print(what)
+    Console(file=screen, width=width).print(what, soft_wrap=True)
     return screen.getvalue()
 
 
@@ -196,6 +196,9 @@ def test_where_nothing_can_be_redrawn_progress_is_a_line_now_and_then() -> None:
         for step in range(1, 101):
             progress = Progress(phase="training", step=step, total_steps=100)
             view.show(Update(_job(progress=progress), []))
+        # The last poll finds the job ended, of which there is nothing to say here.
+        ended = Progress(phase="saving", step=100, total_steps=50)
+        view.show(Update(_job(status=JobStatus.SUCCEEDED, progress=ended), []))
     lines = [line.strip() for line in screen.getvalue().splitlines()]
     assert lines[0] == "Job started."
     assert lines[1:] == [f"training: step {step}/100" for step in range(10, 101, 10)]

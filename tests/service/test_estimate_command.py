@@ -10,9 +10,13 @@ from click.testing import CliRunner, Result
 from redis import Redis
 
 from service.cli import main
+from service.client import Client
 from service.contract.device import Device
 from service.contract.fleet import Fleet, LiveWorker
+from service.contract.job import DataSize
+from service.contract.store import Store
 from service.settings import ServiceSettings
+from tests.service.support import start
 from tests.support.stack import write_chat
 
 CONFIG = {
@@ -63,6 +67,19 @@ def test_without_a_worker_it_says_what_is_assumed(url: str, chat: Path) -> None:
     done = run(url, chat)
     assert done.exit_code == 0, done.output
     assert "A GPU, since no worker is alive" in done.output
+
+
+def test_it_is_exact_once_a_job_has_tokenized_the_file(url: str, store: Store, chat: Path) -> None:
+    assert "about" in run(url, chat).output
+    job = ["--url", url, "--model", "gemma-2-2b", "--training-file", str(chat)]
+    assert CliRunner().invoke(main, ["submit", *job]).exit_code == 0
+    with Client(url) as client:
+        (made,) = client.jobs(limit=5)
+    size = DataSize(examples=24, tokens=1234, supervised_tokens=600, longest=57)
+    store.update(start(store, made.id), data=size)
+    told = run(url, chat).output
+    assert "24 examples, the longest of 57 tokens; 72 steps over 3,702 tokens" in told
+    assert "about" not in told
 
 
 def test_an_error_of_the_api_is_one_line(url: str, chat: Path) -> None:

@@ -216,6 +216,18 @@ def test_what_cannot_run_is_refused_before_it_is_recorded(
     assert _count(http) == 0
 
 
+def test_a_hub_id_that_is_not_allowed_is_told_from_a_typing_error(
+    http: httpx.Client, body: dict[str, Any]
+) -> None:
+    told = error_of(_create(http, {**body, "model": "nobody/model"}))["message"]
+    assert "a hub id that this server does not allow; it allows someone/*." in told
+    assert "HEADROOM_HUB_MODELS, or `headroom up --hub-model`" in told
+    for name in ("tiyn", "../tiny"):
+        told = error_of(_create(http, {**body, "model": name}))["message"]
+        assert "neither a base model that may be fine-tuned (tiny)" in told
+        assert "hub" not in told
+
+
 @pytest.mark.parametrize("field", ["training_file", "validation_file"])
 def test_a_result_is_no_training_data(
     http: httpx.Client, redis: Redis, body: dict[str, Any], field: str

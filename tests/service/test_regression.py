@@ -1,13 +1,20 @@
 """The gate: silent on what is the same or better, and by name on each figure that is worse."""
 
+import re
 from typing import Any
 
 import pytest
 
 from service import regression
 from service.contract.comparison import Cell, ComparisonReport, GradientError
-from service.regression import MARGINS, NotComparable, Regression, regressions
-from tests.support.comparison import cell, report
+from service.regression import (
+    MARGINS,
+    NotComparable,
+    Regression,
+    check_request,
+    regressions,
+)
+from tests.support.comparison import PEAKS, cell, report
 
 FIGURES = list(cell("cce", 1).figures)
 # By figure, what it is in the earlier report and how far it may go in its wrong direction.
@@ -131,3 +138,58 @@ def test_a_cell_that_is_missing_is_named_and_a_new_one_is_not() -> None:
 def test_reports_of_different_things_are_not_compared(name: str, value: Any) -> None:
     with pytest.raises(NotComparable, match=f"{name} was"):
         regressions(report(), report(**{name: value}))
+
+
+def request(**fields: Any) -> dict[str, Any]:
+    """What would make the report again."""
+    then = report().conditions
+    return {
+        "model": then.model,
+        "training_file_sha256": then.training_file_sha256,
+        "validation_file_sha256": then.validation_file_sha256,
+        "batch_sizes": [1, 4, 16],
+        "steps": then.steps,
+    } | fields
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"seed": 0, "learning_rate": 2e-5, "dtype": "bfloat16"},
+        {"learning_rate": "auto"},
+        {"batch_sizes": [1, 2, 4, 16], "losses": ["chunked", *PEAKS]},
+    ],
+)
+def test_a_request_for_the_same_passes(fields: dict[str, Any]) -> None:
+    check_request(report(), request(**fields))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", "other"),
+        ("training_file_sha256", "9" * 64),
+        ("validation_file_sha256", None),
+        ("seed", 1),
+        ("steps", 10),
+        ("steps", "many"),
+        ("learning_rate", 1e-3),
+        ("dtype", "float32"),
+        ("adapter", {"type": "lora"}),
+        ("batch_sizes", [1, 4]),
+        ("losses", ["full_logits", "cce"]),
+    ],
+)
+def test_a_request_for_something_else_is_found_before_it_is_made(name: str, value: Any) -> None:
+    with pytest.raises(NotComparable, match=f"{name} was .* and is {re.escape(repr(value))}"):
+        check_request(report(), request(**{name: value}))
+
+
+def test_an_adapter_is_held_against_what_was_asked_of_it() -> None:
+    adapter = {"type": "lora", "rank": 16, "alpha": 32}
+    before = report(options={"adapter": adapter})
+    check_request(before, request(adapter={"type": "lora", "rank": 16}))
+    for other in ({"type": "lora", "rank": 8}, None):
+        with pytest.raises(NotComparable, match="adapter was"):
+            check_request(before, request(adapter=other))

@@ -90,6 +90,13 @@ def test_a_failed_start_leaves_nothing(tmp_path: Path) -> None:
     assert processes_of(tmp_path) == {}
 
 
+def test_a_folder_of_models_that_is_not_there_is_told(tmp_path: Path) -> None:
+    options = StackOptions(tmp_path / "data", model_folders=(tmp_path, tmp_path / "modles"))
+    with pytest.raises(StackError, match=r"There is no folder .*modles"), Stack(options):
+        pytest.fail("it started")
+    assert not (tmp_path / "data").exists()
+
+
 def test_one_data_folder_has_one_stack(stack: Stack, tmp_path: Path) -> None:
     with pytest.raises(StackError, match="Another Headroom runs on"), Stack(StackOptions(tmp_path)):
         pytest.fail("it started")

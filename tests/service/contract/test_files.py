@@ -23,9 +23,7 @@ def add(files: Files, **fields: object) -> FileRecord:
 
 
 def page(files: Files, after: str | None = None, limit: int = 10, **options: object) -> list[str]:
-    found = files.page(
-        ORG, **{"after": after, "limit": limit, "purpose": None, "ascending": False} | options
-    )
+    found = files.page(ORG, **{"after": after, "limit": limit, "ascending": False} | options)
     return [file.id for file in found.items]
 
 
@@ -50,8 +48,8 @@ def test_pages_in_both_orders(files: Files) -> None:
     assert page(files, after=ids[1], limit=2, ascending=True) == ids[2:4]
     assert page(files, after=ids[3], limit=2) == [ids[2], ids[1]]
     assert page(files, after=ids[0]) == []
-    whole = files.page(ORG, after=None, limit=5, purpose=None, ascending=False)
-    short = files.page(ORG, after=None, limit=4, purpose=None, ascending=False)
+    whole = files.page(ORG, after=None, limit=5, ascending=False)
+    short = files.page(ORG, after=None, limit=4, ascending=False)
     assert (whole.has_more, short.has_more) == (False, True)
 
 
@@ -60,7 +58,7 @@ def test_files_can_be_deleted_while_they_are_listed(files: Files) -> None:
         add(files)
     seen, after = 0, None
     while True:
-        found = files.page(ORG, after=after, limit=2, purpose=None, ascending=False)
+        found = files.page(ORG, after=after, limit=2, ascending=False)
         for file in found.items:
             files.remove(file)
             after, seen = file.id, seen + 1
@@ -76,6 +74,14 @@ def test_a_purpose_filters_over_page_borders(files: Files) -> None:
         add(files)
     assert page(files, limit=1, purpose="fine-tune-results") == [result]
     assert set(data) < set(page(files, purpose="fine-tune"))
+
+
+def test_a_hash_filters_too(files: Files) -> None:
+    wanted = add(files, sha256="a" * 64).id
+    add(files, sha256="a" * 64, purpose="fine-tune-results")
+    add(files)
+    assert page(files, purpose="fine-tune", sha256="a" * 64) == [wanted]
+    assert page(files, sha256="b" * 64) == []
 
 
 @pytest.mark.parametrize("cursor", ["ftjob-1", "", "+"])

@@ -88,5 +88,6 @@ def test_a_request_to_stop_is_told_once_and_done_where_nobody_holds_the_job() ->
 @pytest.mark.parametrize("status", sorted(TERMINAL))
 @pytest.mark.parametrize("leased", [True, False])
 def test_what_has_ended_is_not_cancelled(status: JobStatus, leased: bool) -> None:
-    with pytest.raises(Conflict):
+    with pytest.raises(Conflict, match=f"has ended already; its status is {status}") as error:
         rules.cancel(_record(status), leased=leased)
+    assert error.value.code == "illegal_transition"

@@ -99,6 +99,14 @@ def test_files_are_listed_by_purpose(client: openai.OpenAI, redis: Redis) -> Non
     assert {each.id for each in client.files.list()} == {file, result}
 
 
+def test_a_file_is_found_by_its_bytes(client: openai.OpenAI, http: httpx.Client) -> None:
+    files = [upload(client), upload(client, CHAT * 2)]
+    for file in files:
+        assert file.model_extra is not None
+        found = http.get(f"/v1/files?sha256={file.model_extra['sha256']}").json()["data"]
+        assert [each["id"] for each in found] == [file.id]
+
+
 @pytest.mark.parametrize(
     ("query", "param"),
     [
@@ -107,6 +115,7 @@ def test_files_are_listed_by_purpose(client: openai.OpenAI, redis: Redis) -> Non
         ("limit=many", "limit"),
         ("order=random", "order"),
         ("purpose=assistants", "purpose"),
+        ("sha256=beef", "sha256"),
         ("after=ftjob-1", "after"),
     ],
 )
