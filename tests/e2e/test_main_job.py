@@ -105,7 +105,7 @@ def test_checkpoints_are_models_after_the_job_and_keep_no_training_state(
     client: OpenAI, stack: Stack, trained: FineTuningJob, tmp_path: Path
 ) -> None:
     checkpoints = list(client.fine_tuning.jobs.checkpoints.list(trained.id))
-    folder = stack.models.parent / "storage" / "checkpoints" / trained.id
+    folder = stack.logs.parent / "storage" / "checkpoints" / trained.id
     until(lambda: not [*folder.glob("*/state")], 60, what="the training state to go")
     assert len([*folder.iterdir()]) == len(checkpoints) >= 2
     for checkpoint in checkpoints:

@@ -27,6 +27,7 @@ MAX_BYTES = 10_000
 @pytest.fixture
 def services(own_redis: RedisServer, tmp_path: Path) -> Iterator[Services]:
     (tmp_path / "models" / TINY).mkdir(parents=True)
+    (tmp_path / "storage").mkdir()  # mounted, if empty
     (tmp_path / "models" / TINY / "config.json").write_text("{}")
     settings = ServiceSettings(
         redis_url=own_redis.url,

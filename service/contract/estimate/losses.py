@@ -8,9 +8,10 @@ head is trained, dC = s V D are the gradients that the loss hands on.
                           too, 16 N V. Later, while dE and dC are made, no more is held than before.
     compiled_full_logits  one copy in the compute dtype, s N V, in whose place its gradient comes
     chunked               full_logits for 1024 rows at a time, and dE and dC beside
-    cce, triton           18 KiB a row, the kernels' budget, or what the exact backward needs where
-                          that is more: the rows that count, dE's lower byte and 512 columns of
-                          logits, N (3 D + 1024), with a frozen head four times as many; and dE, dC
+    cce, triton           19 KiB a row, the kernels' budget, or what the exact backward needs where
+                          that is more: the rows that count, dE's lower byte, the filter's masses
+                          and 512 columns of logits, N (3 D + V / 64 + 1024), with a frozen head
+                          twice as many; and dE, dC
     cce, blocked          a tile of logits, two more of them with a softcap; a slice of dC in fp32;
                           and in the order of time the operand, dE in fp32 and its copies; the
                           rows are those that are supervised, but for the last copies
@@ -25,7 +26,7 @@ from service.contract.memory import LossName
 
 LOSSES: tuple[LossName, ...] = ("full_logits", "compiled_full_logits", "chunked", "cce")
 _CHUNK_ROWS = 1024
-_ROW_BYTES = 18 * 2**10
+_ROW_BYTES = 19 * 2**10
 _EXACT_COLUMNS = 512
 # A tile of the blocked implementation, and the narrowest it gets.
 _TILE_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
@@ -56,8 +57,8 @@ def loss_bytes(shape: ModelShape, work: Workload, loss: LossName) -> int:
     if loss == "full_logits" or work.implementation == "reference":
         return kept + max(n * full * v, n * (4 + s) * v + gradients)
     if work.implementation == "triton":
-        columns = _EXACT_COLUMNS * (1 if work.full else 4)
-        return n * max(_ROW_BYTES, 3 * d + 2 * columns) + gradients
+        columns = _EXACT_COLUMNS * (1 if work.full else 2)
+        return n * max(_ROW_BYTES, 3 * d + v // 64 + 2 * columns) + gradients
     return _blocked(shape, work)
 
 

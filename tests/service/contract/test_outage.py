@@ -66,6 +66,8 @@ def calls(client: Redis) -> dict[str, Callable[[], Any]]:
         "release": lambda: store.release(claim, EVENT),
         "add_checkpoint": lambda: store.add_checkpoint(claim, *checkpoint(claim, 1), keep=1),
         "transition": lambda: store.transition(job_id, JobStatus.FAILED, EVENT, token=claim.token),
+        "untidy": store.untidy,
+        "tidied": lambda: store.tidied(job_id),
         "request_cancel": lambda: store.request_cancel(waiting),
         "events.page": lambda: events.page(job_id, **cursor),
         "events.since": lambda: events.since(job_id, **cursor),
