@@ -20,6 +20,7 @@ from cce_core.kernels.slices import (
     Targets,
     Upstream,
     launch,
+    lent,
 )
 
 MOST = 32  # blocks: beyond these, lists are as fast on the data that was measured
@@ -31,7 +32,7 @@ class HotRoom:
     """How many blocks can be hot, and whether the unwritten part of dC lends them their dz."""
 
     blocks: int
-    lent: bool
+    borrows: bool
 
     @classmethod
     def of(
@@ -39,9 +40,9 @@ class HotRoom:
     ) -> "HotRoom":
         """What the rows of dC behind the `eligible` blocks hold, else `spare` bytes of scratch."""
         n, d = rows.e.shape
-        lent = 0 if dc is None else (len(dc) - eligible * block) * d // (n * block)
+        behind = 0 if dc is None else (len(dc) - eligible * block) * d // (n * block)
         held = max(spare // (n * block * rows.e.element_size()), 1)
-        return cls(min(lent or held, MOST), lent > 0)
+        return cls(min(behind or held, MOST), behind > 0)
 
 
 def hot_gradients(
@@ -52,15 +53,16 @@ def hot_gradients(
     hot: Listed,
     exact: torch.Tensor,
     *,
-    lent: bool,
+    borrows: bool,
 ) -> torch.Tensor | None:
     """Write the hot blocks' share of dE and their rows of dC, unless the device finds `exact` 1.
 
+    Their dz is in the unwritten part of dC where it `borrows`, else in scratch.
     Returns dE's lower bits, int8 (N, D), where they are kept; the upper ones are in dE.
     """
     (n, d), width = rows.e.shape, len(hot.blocks) * logit.tilings.block
-    if lent and targets.dc is not None:
-        dz = targets.dc.view(-1)[-n * width :].view(n, width)
+    if borrows and targets.dc is not None:
+        dz = lent(targets.dc, n, width)
     else:
         dz = rows.e.new_empty((n, width))
     bits = rows.e.new_empty((n, d), dtype=torch.int8) if keeps_bits(targets, d) else None

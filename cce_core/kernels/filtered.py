@@ -13,13 +13,13 @@ import torch
 import triton
 
 from cce_core import observe
-from cce_core.kernels.dense import hot_gradients, keeps_bits
+from cce_core.kernels.dense import hot_gradients
 from cce_core.kernels.filtering import Filter, Job, Masses
 from cce_core.kernels.launch import Logit, describe
 from cce_core.kernels.mean_field import block_means, thin_product, weigh_tail
 from cce_core.kernels.pairs import block_gradient_kernel, pair_logits_kernel, row_gradient_kernel
 from cce_core.kernels.rows import Rows
-from cce_core.kernels.selection import Plan, Round, make_rounds, plan_pairs
+from cce_core.kernels.selection import Plan, Round, make_rounds, plan_pairs, standing_bytes
 from cce_core.kernels.slices import BYTES_PER_ROW, Targets, Upstream
 
 
@@ -51,7 +51,7 @@ def filtered_gradients(
     plan = plan_pairs(job, rounds[0].last)
     weight, error = weigh_tail(job, plan)
     mean = block_means(logit.c, weight.to(logit.c.dtype), logit.tilings.block)
-    bits = hot_gradients(rows, logit, upstream, targets, plan.hot, plan.exact, lent=plan.lent)
+    bits = hot_gradients(rows, logit, upstream, targets, plan.hot, plan.exact, borrows=plan.borrows)
     pull = thin_product(job.mass, rows.e) if targets.dc is not None else mean
     lists = _empty_lists(job, rounds[-1].pool.nbytes)
     for turn in rounds:
@@ -91,9 +91,9 @@ def _list_length(job: Job, pool: int) -> int:
     n, d = job.rows.e.shape
     blocks = len(job.mass)
     item = job.rows.e.element_size()
-    taken = job.rows.e.nbytes + job.mass.nbytes + 2 * blocks * d * item
+    taken = standing_bytes(job) + 2 * blocks * d * item
     taken += pool + n * d * item // options.parts
-    taken += int(options.density * blocks * n) * 4 + n * d * keeps_bits(job.targets, d)
+    taken += int(options.density * blocks * n) * 4
     room = BYTES_PER_ROW * n - taken
     return min(max(room // (6 * n) // 16 * 16, 2 * options.big_entries), 4096)
 

@@ -21,7 +21,7 @@ class Plan:
     count: torch.Tensor  # (B,) int32, negative for the hot ones
     start: torch.Tensor  # (B + 1,) int32
     hot: Listed
-    lent: bool  # whether dC lends the hot blocks their dz
+    borrows: bool  # whether dC lends the hot blocks their dz
     exact: torch.Tensor  # () int32
     pair_row: torch.Tensor  # (slots,) int32
     owner: torch.Tensor  # (slots / PAIRS,) int32
@@ -83,7 +83,7 @@ def plan_pairs(job: Job, reach: int) -> Plan:
         count=integers(blocks),
         start=integers(blocks + 1),
         hot=Listed(integers(hot.blocks), integers()),
-        lent=hot.lent,
+        borrows=hot.borrows,
         exact=job.masses.exact,
         pair_row=integers(slots),
         owner=integers(slots // pairs),
@@ -131,9 +131,14 @@ def _eligible(job: Job, reach: int) -> int:
 
 def _hot_room(job: Job, eligible: int, slots: int) -> HotRoom:
     """How many can be: in scratch, their dz lives beside the tail's profile and the pairs."""
-    rows, targets = job.rows, job.targets
+    rows = job.rows
     n, d = rows.e.shape
-    taken = rows.e.nbytes + job.mass.nbytes + 4 * slots + len(job.mass) * d * rows.e.element_size()
-    taken += n * d * keeps_bits(targets, d)
+    taken = standing_bytes(job) + 4 * slots + len(job.mass) * d * rows.e.element_size()
     spare = BYTES_PER_ROW * n - taken
-    return HotRoom.of(rows, job.logit.tilings.block, targets.dc, eligible, spare)
+    return HotRoom.of(rows, job.logit.tilings.block, job.targets.dc, eligible, spare)
+
+
+def standing_bytes(job: Job) -> int:
+    """Scratch that is held from the first step to the last: rows, masses, dE's lower bits."""
+    n, d = job.rows.e.shape
+    return job.rows.e.nbytes + job.mass.nbytes + n * d * keeps_bits(job.targets, d)

@@ -70,6 +70,11 @@ class Launch:
     listed: Listed | None = None
 
 
+def lent(dc: torch.Tensor, n: int, width: int) -> torch.Tensor:
+    """(N, W) for dz in the last of dC, (V, D): for as long as nothing is written there."""
+    return dc.view(-1)[-n * width :].view(n, width)
+
+
 def runs(scratch: torch.Tensor, dc: torch.Tensor | None, v: int) -> Iterator[Run]:
     """The vocabulary's V columns: half of what is left at a time, its slices' dz in the other half.
 
@@ -83,7 +88,7 @@ def runs(scratch: torch.Tensor, dc: torch.Tensor | None, v: int) -> Iterator[Run
         if width <= scratch.shape[1]:
             break
         width = -(-(last - first) // -(-(last - first) // width) // STEP) * STEP  # all alike
-        yield Run(first, last, dc.view(-1)[-n * width :].view(n, width))
+        yield Run(first, last, lent(dc, n, width))
         first = last
     yield Run(first, v, scratch)
 
@@ -120,10 +125,10 @@ def exact_gradients(
     taken = rows.e.nbytes + aux.nbytes + held
     width = scratch_columns(n, v, dtype.itemsize, taken, alone=alone)
     scratch = (torch.zeros if summed else torch.empty)((n, width), dtype=dtype, device=device)
-    whole = list(runs(scratch, None if alone else targets.dc, v))
-    if summed:  # by torch, slice by slice: a launch each
-        whole = [Run(first, min(first + width, v), scratch) for first in range(0, v, width)]
-    for run in whole:
+    whole = runs(scratch, None if alone else targets.dc, v)
+    # dbias is summed by torch, slice by slice: a launch each.
+    single = (Run(first, min(first + width, v), scratch) for first in range(0, v, width))
+    for run in single if summed else whole:
         launch(
             rows,
             logit,
