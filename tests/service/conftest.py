@@ -8,6 +8,7 @@ import openai
 import pytest
 from redis import Redis
 
+from service.client import Client
 from service.contract.models import Models
 from service.contract.settings import Settings
 from service.contract.storage import Storage
@@ -87,3 +88,18 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
     server = RedisServer(folder)
     yield server
     server.kill()
+
+
+@pytest.fixture
+def api(url: str) -> Iterator[Client]:
+    """The client of the `headroom` command."""
+    with Client(url) as api:
+        yield api
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Path:
+    """A training file."""
+    path = tmp_path / "chat.jsonl"
+    path.write_bytes(CHAT)
+    return path

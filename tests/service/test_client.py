@@ -18,25 +18,12 @@ from service.contract.storage import Storage
 from service.contract.store import Store
 from service.settings import ServiceSettings
 from tests.service.contract.support import EVENT, create
-from tests.service.support import CHAT, jsonl, start, tuned_model
+from tests.service.support import jsonl, start, tuned_model
 from tests.support.redis_server import RedisServer
 from tests.support.server import serve
 from tests.support.stack import TINY
 
 TUNED = f"ft:{TINY}:org-local::1"
-
-
-@pytest.fixture
-def api(url: str) -> Iterator[Client]:
-    with Client(url) as api:
-        yield api
-
-
-@pytest.fixture
-def chat(tmp_path: Path) -> Path:
-    path = tmp_path / "chat.jsonl"
-    path.write_bytes(CHAT)
-    return path
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The job commands, each against a real server; the worker's part is played on the store."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -35,19 +35,6 @@ def run(url: str) -> Run:
         return CliRunner().invoke(command, given, catch_exceptions=False)
 
     return run
-
-
-@pytest.fixture
-def api(url: str) -> Iterator[Client]:
-    with Client(url) as api:
-        yield api
-
-
-@pytest.fixture
-def chat(tmp_path: Path) -> Path:
-    path = tmp_path / "chat.jsonl"
-    path.write_bytes(CHAT)
-    return path
 
 
 def test_every_option_arrives(

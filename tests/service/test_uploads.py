@@ -1,6 +1,5 @@
 """The files of a command on a real server: what is uploaded, taken again, and deleted."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,21 +15,8 @@ ORG = "org-local"
 
 
 @pytest.fixture
-def api(url: str) -> Iterator[Client]:
-    with Client(url) as api:
-        yield api
-
-
-@pytest.fixture
 def files(redis: Redis) -> Files:
     return Files(redis)
-
-
-@pytest.fixture
-def chat(tmp_path: Path) -> Path:
-    path = tmp_path / "chat.jsonl"
-    path.write_bytes(CHAT)
-    return path
 
 
 def on_server(files: Files) -> list[FileRecord]:

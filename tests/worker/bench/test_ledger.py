@@ -1,7 +1,6 @@
 """The benchmark of the ledger's bars, on a tiny model; a loss that does not fit is a row."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,6 @@ from worker.bench.ledger_report import Overhead
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 TINY = ["--model", "tiny-gemma", "--sequences", "2", "--seq-length", "256", "--steps", "2"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
