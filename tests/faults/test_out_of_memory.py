@@ -78,6 +78,7 @@ def test_a_real_cuda_out_of_memory_is_survived(tmp_path: Path) -> None:
                 seed=7,
                 hyperparameters={"n_epochs": 4, "batch_size": 16},
                 options={
+                    "micro_batch_size": 16,
                     "checkpoint_every": 3,
                     "learning_rate": 1e-4,
                     "gradient_checkpointing": False,

@@ -64,6 +64,7 @@ def by_the_public_function(case: data.Case, preset: str):
 @pytest.mark.parametrize("way", [by_the_kernels, by_the_public_function])
 def test_no_synchronization_and_a_graph_gives_the_same(device, way, preset, kind) -> None:
     both = way(data.make(SMALL, kind, 8192, device), preset)
+    torch.cuda.synchronize()  # the other stream does not wait for the data
     with torch.cuda.stream(torch.cuda.Stream()):  # as a capture has it
         eager = both()
         torch.cuda.synchronize()

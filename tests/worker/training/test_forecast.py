@@ -165,7 +165,6 @@ def test_on_a_gpu_the_prediction_is_within_a_tenth(
         "num_attention_heads": 16,
         "num_key_value_heads": 4,
         "head_dim": 64,
-        "sliding_window": None,
         "max_position_embeddings": 1024,
     }
     session = make_session(
