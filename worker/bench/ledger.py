@@ -5,9 +5,9 @@ the memory ledger on the first batch, then training steps with our loss, whose t
 held against; then a few training steps with each loss, from the same start, as in a comparison. A
 loss that does not fit is a row that says so.
 
-The ledger compiles logits only in a job that is long enough for it: see `--job-steps`. What a job
-pays before its first step depends on what was compiled before: with TRITON_CACHE_DIR and
-TORCHINDUCTOR_CACHE_DIR empty it is a first job's on its machine. On CUDA, set
+A forward and backward pass goes before, as every job has one: it compiles the loss's kernels, if
+TRITON_CACHE_DIR has none of an earlier job, and what it took is told apart. The ledger compiles
+logits only in a job that is long enough for it: see `--job-steps`. On CUDA, set
 PYTORCH_ALLOC_CONF=expandable_segments:True as the worker does for its trainer.
 """
 
@@ -15,8 +15,10 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -35,6 +37,7 @@ from worker.training.meter import PeakMeter
 from worker.training.session import Session
 from worker.training.timing import StepClock
 
+T = TypeVar("T")
 _CELL_STEPS = 6
 
 
@@ -88,11 +91,11 @@ def measure(conditions: Conditions, device: torch.device) -> tuple[list[Row], Ov
         steps=conditions.job_steps,
         rows=conditions.sequences * conditions.steps,
     ) as session:
-        started = time.perf_counter()
-        ledger, receipt = trainer.measure(session, Position())
-        seconds = time.perf_counter() - started
+        first, _ = _timed(lambda: _first_pass(session))
+        start, (ledger, receipt) = _timed(lambda: trainer.measure(session, Position()))
         assert ledger is not None, "a job has one unless it asks for none"
-        overhead = _overhead(session, seconds, conditions)
+        profiled, step = _steps(session, conditions.steps)
+        overhead = Overhead(conditions.job_steps, first, start, profiled, step)
         bench = Bench.of(session, _CELL_STEPS, conditions.sequences)
         cells = [cell.measure(bench, loss, conditions.sequences, _quiet) for loss in LOSSES]
         versions = receipt.versions
@@ -101,24 +104,44 @@ def measure(conditions: Conditions, device: torch.device) -> tuple[list[Row], Ov
     return rows, overhead
 
 
-def _overhead(session: Session, start_seconds: float, conditions: Conditions) -> Overhead:
-    """Train as the job does: steps until the phases have been timed, and then plain ones."""
+def _timed(work: Callable[[], T]) -> tuple[float, T]:
+    """Its seconds, and what it makes."""
+    started = time.perf_counter()
+    found = work()
+    return time.perf_counter() - started, found
+
+
+def _first_pass(session: Session) -> None:
+    """Forward and backward of the first micro-batch, of which nothing stays."""
+    model, batch = session.run.model, session.first_batch()
+    training = model.training
+    model.train()
+    loss = session.loss_of(session.hidden(batch), batch).loss
+    torch.autograd.backward(loss)
+    float(loss.detach())  # waits for the device
+    model.zero_grad(set_to_none=True)
+    model.train(training)
+
+
+def _steps(session: Session, plain: int) -> tuple[float, float]:
+    """Train as the job does: steps until the phases have been timed, and then `plain` ones.
+
+    Returns by how many seconds the timed ones take longer, and those of a plain one.
+    """
     session.run.model.train()
     clock = StepClock(session.device)
     loop = Loop(session, Position(), PeakMeter(session.run, session.device, None))
 
-    def seconds() -> float:
-        started = time.perf_counter()
+    def step() -> None:
         clock.start_step()
         loop.step(clock)
-        return time.perf_counter() - started
 
     timed: list[float] = []
     while (phases := clock.result()) is None:
-        timed.append(seconds())
-    plain = statistics.median(seconds() for _ in range(conditions.steps))
-    profiled = sum(timed[-phases.steps :]) - phases.steps * plain
-    return Overhead(conditions.job_steps, start_seconds, max(0.0, profiled), plain)
+        timed.append(_timed(step)[0])
+    seconds = statistics.median(_timed(step)[0] for _ in range(plain))
+    profiled = sum(timed[-phases.steps :]) - phases.steps * seconds
+    return max(0.0, profiled), seconds
 
 
 def _row(

@@ -34,9 +34,9 @@ from worker.training.batches import Batch
 from worker.training.checkpoint import Position
 from worker.training.model import hidden_states
 
-# Predictions to compare. Where so many do not fit fewer are tried, since no smaller micro-batch
-# would help: the slice is of one sequence.
-_ROWS, *_FEWER = 256, 64, 16
+# Predictions to compare: on CUDA so many that the filter, where training has it, is compared too.
+# Where so many do not fit fewer are tried, since no smaller micro-batch would help.
+_ROWS = {"cpu": (256, 64, 16), "cuda": (2048, 256, 64, 16)}
 _FILTER_POINTS = 20
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
@@ -53,19 +53,18 @@ class Provenance:
 def check(
     model: Split, batch: Batch, config: LossConfig, provenance: Provenance
 ) -> NumericsReceipt:
-    """Compare, on the first sequence of a batch.
+    """Compare, on the first sequences of a batch.
 
     Raises:
         JobFailure: `loss_parity_failed`: an error is over the tolerance, and nothing was trained.
         torch.OutOfMemoryError: Not even a few rows fit.
     """
-    rows = _ROWS
-    for fewer in _FEWER:
+    *sizes, least = _ROWS[batch.input_ids.device.type]
+    for rows in sizes:
         found = attempt(partial(_check, model, _slice(batch, rows), config, provenance))
         if isinstance(found, NumericsReceipt):
             return found
-        rows = fewer
-    return _check(model, _slice(batch, rows), config, provenance)
+    return _check(model, _slice(batch, least), config, provenance)
 
 
 def _check(
@@ -149,9 +148,12 @@ def _judge(receipt: NumericsReceipt) -> None:
 
 
 def _slice(batch: Batch, rows: int) -> Batch:
-    """The first sequence, cut where so many predictions are in."""
-    counted = (batch.labels[0, 1:] != IGNORE_INDEX).cumsum(0)
-    enough = int((counted < rows).sum()) + 2
+    """The first sequences with so many predictions; of one that has more, as far as they go."""
+    counted = batch.labels[:, 1:] != IGNORE_INDEX
+    sequences = int((counted.sum(1).cumsum(0) < rows).sum()) + 1
+    if sequences > 1:
+        return batch.first(sequences)
+    enough = int((counted[0].cumsum(0) < rows).sum()) + 2
     return batch.first(1, enough)
 
 
@@ -170,9 +172,9 @@ def _forward(model: Split, part: Batch) -> tuple[torch.Tensor, float]:
         ).logits
     finally:
         model.model.train(training)
-    labels = part.labels[0, 1:]
+    labels = part.labels[:, 1:]
     counted = labels != IGNORE_INDEX  # a long prompt's logits are not to be upcast
-    return hidden, float(functional.cross_entropy(logits[0, :-1][counted].float(), labels[counted]))
+    return hidden, float(functional.cross_entropy(logits[:, :-1][counted].float(), labels[counted]))
 
 
 def _ours(

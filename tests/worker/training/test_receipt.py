@@ -149,9 +149,22 @@ def test_a_frozen_head_has_no_gradient_to_compare(model: Split) -> None:
 
 
 def test_rows_are_the_predictions_compared(model: Split) -> None:
-    """Of one sequence, and no more of it than suffices."""
-    assert receipt.check(model, batch(), CONFIG, ORIGIN).rows == 12 - 4
+    """Of so many sequences as it takes, and no more of a single one than suffices."""
+    assert receipt.check(model, batch(), CONFIG, ORIGIN).rows == 2 * (12 - 4)
+    assert receipt.check(model, batch(rows=9, length=100), CONFIG, ORIGIN).rows == 3 * (100 - 4)
     assert receipt.check(model, batch(length=400), CONFIG, ORIGIN).rows == 256
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_filter_is_compared_too() -> None:
+    sizes = {"vocab_size": 131_072, "hidden_size": 1024, "intermediate_size": 1024}
+    model = make_model("Llama", **sizes, max_position_embeddings=1024).bfloat16().to("cuda")
+    held = batch(rows=8, length=704).to(torch.device("cuda"))
+    found = receipt.check(split(model), held, LossConfig(implementation="triton"), ORIGIN)
+    assert found.rows == 3 * 700
+    (first,) = found.filtered
+    assert first.step == 0
+    assert first.fallbacks in (0, 1)
 
 
 def refuse_more_than(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
