@@ -89,8 +89,12 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         return ["Nothing was measured."]
     row = next((row for row in rows if row.reference), rows[0])
     where = "; ".join(dict.fromkeys(map(_where, rows)))
+    commits = " and ".join(dict.fromkeys(row.commit for row in rows if row.commit))
     errors = [abs(row.error) for row in rows if row.error is not None]
-    notes = [f"{where}, sequences of {row.seq_length:,} tokens; in parentheses what was predicted."]
+    measured = f"{where}, commit {commits}" if commits else where
+    notes = [
+        f"{measured}, sequences of {row.seq_length:,} tokens; in parentheses what was predicted."
+    ]
     if row.reference:
         tokens = row.reference * row.seq_length
         notes.append(f"Peaks are of a whole training step at {tokens:,} tokens.")
@@ -100,5 +104,4 @@ def _notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _where(row: Row) -> str:
-    where = f"{row.device}, torch {row.torch}, transformers {row.transformers}, {row.dtype}"
-    return f"{where}, commit {row.commit}" if row.commit else where
+    return f"{row.device}, torch {row.torch}, transformers {row.transformers}, {row.dtype}"

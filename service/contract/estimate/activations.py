@@ -19,8 +19,8 @@ time. What a layer's backward takes beside is its largest moment, either of the 
 
     MLP             the gradient of the output s D, and at the product gate * up, whose own saved
                     input is gone, three gradients of width I
-    eager softmax   the gradient in and out in fp32, 8 B H T^2, less the cast scores; by then the
-                    MLP and its norms are gone
+    eager softmax   the gradient in and out in fp32, 8 B H T^2, on CUDA its product with the softmax
+                    too, 4 B H T^2, less the cast scores; by then the MLP and its norms are gone
 """
 
 from service.contract.estimate.model import ModelShape
@@ -72,7 +72,7 @@ def working_bytes(shape: ModelShape, work: Workload) -> int:
     largest = gradient + n * 2 * s * shape.intermediate_size
     if kernel(shape, work) != "fused":
         scores = work.micro_batch * shape.heads * work.seq_length**2
-        softmax = scores * (8 - (s if s < 4 else 0))
+        softmax = scores * ((12 if work.device == "cuda" else 8) - (s if s < 4 else 0))
         largest = max(largest, gradient + softmax - _mlp_half(shape, work))
     return largest
 

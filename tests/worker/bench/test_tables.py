@@ -24,6 +24,12 @@ def test_the_readme_begins_with_what_the_ledger_shows() -> None:
     taken = {row.loss: row.loss_layer_bytes for row in rows}
     full, ours = (taken[loss] or 0 for loss in ("full_logits", "cce"))
     assert f"take {full / 2**30:.1f} GiB on an H200; ours takes {ours / 2**20:.0f} MiB" in README
+    sizes = {
+        row.loss: row.largest or 0
+        for row in report.read(tables.ROWS)
+        if (row.model, row.mode, row.checkpointing) == ("gemma-2-2b", "full", True)
+    }
+    assert f"{sizes['cce'] / sizes['full_logits']:.1f} times as many tokens" in README
 
 
 def test_what_is_on_record_was_measured_and_says_where() -> None:
@@ -31,8 +37,10 @@ def test_what_is_on_record_was_measured_and_says_where() -> None:
     assert {row.status for row in rows} == {"measured"}
     assert all(row.largest and row.peak_bytes for row in rows)
     losses, _ = ledger_report.read(tables.LEDGER)
-    assert {row.loss_layer for row in losses} == {row.step for row in losses} == {"measured"}
-    assert {row.training for row in losses} == {"completed"}
+    for row in losses:
+        compiled = row.loss == "compiled_full_logits"  # too long to compile for a job of 500 steps
+        expected = ("modelled", None) if compiled else ("measured", "measured")
+        assert (row.loss_layer, row.step, row.training) == (*expected, "completed")
     for row in [*rows, *losses]:
         assert row.device == "NVIDIA H200"
         assert all((row.commit, row.torch, row.transformers))
@@ -76,4 +84,4 @@ def test_a_file_that_is_not_there_is_named(
 def test_rows_of_different_commits_say_so() -> None:
     first, *rest = report.read(tables.ROWS)
     other = report.table([replace(first, commit="1234567"), *rest], ["cce"])
-    assert "commit 1234567; NVIDIA H200" in other
+    assert "commit 1234567 and f6a2978 and 9bbd42a, sequences" in other

@@ -220,7 +220,7 @@ def test_the_json_is_plain(outcome: Outcome) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch's of its own
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of what it does itself
 def test_a_gpu_compares_all_four_and_the_logits_show(tiny: Path, tmp_path: Path) -> None:
     asked = {"batch_sizes": [4, 64], "steps": 6}
     found = read(compare(make_spec(tmp_path, tiny, chats(64), comparison=asked, device="cuda")))
