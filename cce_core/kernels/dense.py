@@ -23,26 +23,44 @@ from cce_core.kernels.slices import (
     lent,
 )
 
-MOST = 32  # blocks: beyond these, lists are as fast on the data that was measured
+MOST = 32  # blocks of a range: beyond these, lists are as fast on the data that was measured
 FINE = BYTES_PER_ROW // 8  # the widest head whose dE keeps 24 bits
 
 
 @dataclass(frozen=True)
-class HotRoom:
-    """How many blocks can be hot, and whether the unwritten part of dC lends them their dz."""
+class HotRange:
+    """Where blocks can be hot: before `edge`, and from the range before on."""
 
-    blocks: int
-    borrows: bool
+    edge: int
+    room: int  # how many can be
+    borrows: bool  # whether dC, unwritten from `edge` on, lends them their dz
 
     @classmethod
     def of(
-        cls, rows: Rows, block: int, dc: torch.Tensor | None, eligible: int, spare: int
-    ) -> "HotRoom":
-        """What the rows of dC behind the `eligible` blocks hold, else `spare` bytes of scratch."""
+        cls, rows: Rows, block: int, dc: torch.Tensor | None, edge: int, spare: int
+    ) -> "HotRange":
+        """As many as dC's rows from `edge` on hold, else `spare` bytes of scratch."""
         n, d = rows.e.shape
-        behind = 0 if dc is None else (len(dc) - eligible * block) * d // (n * block)
+        behind = 0 if dc is None else (len(dc) - edge * block) * d // (n * block)
         held = max(spare // (n * block * rows.e.element_size()), 1)
-        return cls(min(behind or held, MOST), behind > 0)
+        return cls(edge, min(behind or held, MOST), behind > 0)
+
+
+@dataclass(frozen=True)
+class Hot:
+    """The hot blocks, which the device alone knows, in the order of the vocabulary."""
+
+    ranges: list[HotRange]
+    blocks: torch.Tensor  # (sum of the rooms,) int32
+    heat: torch.Tensor  # (3,) int32: 0, how many the first range has, how many both have
+
+
+def lower_bits(targets: Targets) -> torch.Tensor | None:
+    """Room for dE's lower bits, int8 (N, D), where they are kept; the upper ones are in dE."""
+    de = targets.de
+    if de is None or not keeps_bits(targets, de.shape[1]):
+        return None
+    return torch.empty_like(de, dtype=torch.int8)
 
 
 def hot_gradients(
@@ -50,27 +68,25 @@ def hot_gradients(
     logit: Logit,
     upstream: Upstream,
     targets: Targets,
-    hot: Listed,
+    hot: Hot,
+    turn: int,
+    bits: torch.Tensor | None,
     exact: torch.Tensor,
-    *,
-    borrows: bool,
-) -> torch.Tensor | None:
-    """Write the hot blocks' share of dE and their rows of dC, unless the device finds `exact` 1.
+) -> None:
+    """Add one range's share to dE and write its rows of dC, unless the device finds `exact` 1.
 
-    Their dz is in the unwritten part of dC where it `borrows`, else in scratch.
-    Returns dE's lower bits, int8 (N, D), where they are kept; the upper ones are in dE.
+    Their dz is in the unwritten part of dC where the range borrows, else in scratch.
     """
-    (n, d), width = rows.e.shape, len(hot.blocks) * logit.tilings.block
-    if borrows and targets.dc is not None:
+    where, block, n = hot.ranges[turn], logit.tilings.block, len(rows.e)
+    width = where.room * block
+    if where.borrows and targets.dc is not None:
         dz = lent(targets.dc, n, width)
     else:
         dz = rows.e.new_empty((n, width))
-    bits = rows.e.new_empty((n, d), dtype=torch.int8) if keeps_bits(targets, d) else None
     aux = next(x for x in (bits, targets.de, dz) if x is not None)
-    tiles = logit.tilings
-    what = Launch(Run(0, width, dz), aux, exact, tiles.hot_logits, tiles.gradients, listed=hot)
+    tiles, listed = logit.tilings, Listed(hot.blocks, hot.heat[turn : turn + 2])
+    what = Launch(Run(0, width, dz), aux, exact, tiles.hot_logits, tiles.gradients, listed=listed)
     launch(rows, logit, upstream, targets, what)
-    return bits
 
 
 def keeps_bits(targets: Targets, d: int) -> bool:

@@ -132,7 +132,7 @@ def fold(
         if SPLIT:
             acc += merged(tl.load(de_ptr + upper, mask=mask, other=0), held)
         else:
-            acc += held
+            acc += held.to(tl.float32)
     if is_last:
         if SPLIT:
             tl.store(de_ptr + upper, acc.to(tl.bfloat16).to(tl.int16, bitcast=True), mask=mask)
@@ -223,6 +223,8 @@ def gradients(
                 here = row < rows
                 lower = row.to(tl.int64) * D
                 upper = tl.load(index_ptr + row, mask=here, other=0).to(tl.int64) * D
+                if LISTED and not SPLIT:
+                    lower = upper  # dE itself is the accumulator
                 left, right = halves(acc)
                 a0, a1 = halves(left)
                 a2, a3 = halves(right)
@@ -265,7 +267,7 @@ def exact_kernel(
     rows_ptr,
     exact_ptr,  # () int32, read if ASK: one is for the slices, zero for the listed blocks
     blocks_ptr,  # (H,) int32: the listed blocks
-    listed_ptr,  # () int32: how many they are
+    listed_ptr,  # (2,) int32: where this launch's begin and end among them
     turn_ptr,  # (1 + slices,) int32, zeroed: arrivals at the barrier, then each slice's next tile
     first,  # the launch's columns: from `first`
     last,  # up to `last`, where not LISTED
@@ -300,8 +302,11 @@ def exact_kernel(
 ):
     rows = tl.load(rows_ptr)
     stop = last
+    begun = 0
     if LISTED:
-        stop = tl.load(listed_ptr) * BLOCK
+        begun = tl.load(listed_ptr)
+        stop = (tl.load(listed_ptr + 1) - begun) * BLOCK
+        blocks_ptr += begun
     if ASK:
         if (tl.load(exact_ptr) == 0) != LISTED:
             stop = first
@@ -358,7 +363,7 @@ def exact_kernel(
             start,
             columns,
             D,
-            LISTED or (start == 0),
+            (begun == 0) & (start == 0),
             not SPLIT if LISTED else (start + columns == V),
             SPLIT,
             WITH_DE,

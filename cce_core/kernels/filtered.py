@@ -1,7 +1,7 @@
 """Launch the filtered backward: few pairs exactly, the rest by their mean field.
 
 The order: count and list the kept pairs; weigh the tail, judge its error and take its products;
-the hot blocks; round by round, the kept pairs' logits and dC; last dE, by row. If the error is too
+round by round, hot blocks, then the kept pairs' logits and dC; last dE, by row. If the error is too
 large, or the pairs, or one row's large entries, outgrow their buffers, the device asks for the
 exact backward, which the caller queues behind: it overwrites both gradients, and returns at once
 otherwise. The host never waits.
@@ -13,7 +13,7 @@ import torch
 import triton
 
 from cce_core import observe
-from cce_core.kernels.dense import hot_gradients
+from cce_core.kernels.dense import hot_gradients, lower_bits
 from cce_core.kernels.filtering import Filter, Job, Masses
 from cce_core.kernels.launch import Logit, describe
 from cce_core.kernels.mean_field import block_means, thin_product, weigh_tail
@@ -48,13 +48,15 @@ def filtered_gradients(
     g_lse, g_label = upstream.g_lse / unit, upstream.g_label / unit
     job = Job(rows, logit, masses, upstream.lse, g_lse, g_label, unit, targets, options)
     rounds = make_rounds(job)
-    plan = plan_pairs(job, rounds[0].last)
+    plan = plan_pairs(job, rounds)
     weight, error = weigh_tail(job, plan)
     mean = block_means(logit.c, weight.to(logit.c.dtype), logit.tilings.block)
-    bits = hot_gradients(rows, logit, upstream, targets, plan.hot, plan.exact, borrows=plan.borrows)
+    bits = lower_bits(targets)
     pull = thin_product(job.mass, rows.e) if targets.dc is not None else mean
     lists = _empty_lists(job, rounds[-1].pool.nbytes)
-    for turn in rounds:
+    for number, turn in enumerate(rounds):
+        if number < len(plan.hot.ranges):
+            hot_gradients(rows, logit, upstream, targets, plan.hot, number, bits, plan.exact)
         _pair_logits(job, plan, turn, lists)
         if targets.dc is not None:
             _block_gradient(job, plan, turn, (weight, pull), targets.dc)
@@ -197,7 +199,7 @@ def _row_gradient(
             job.rows.count,
             plan.exact,
             job.unit,
-            plan.hot.count,
+            plan.hot.heat[-1],
             bits if bits is not None else de,
             de.view(torch.int16) if bits is not None else de,
             first,

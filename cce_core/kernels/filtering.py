@@ -15,12 +15,15 @@ class Filter:
     """What is kept, in units of a row's mean upstream gradient, and how much room there is."""
 
     pair_bar: float = 2.0**-11.5  # a block's share of its row's gradient
-    entry_bar: float = 2.0**-13  # an entry's
+    finer: float = 0.7  # by which that is multiplied where the shares it leaves out pass `left_bar`
+    left_bar: float = 3e-3  # a row's root of the sum of their squares, in the rows' square mean
+    entry_bar: float = 2.0**-13  # an entry's share
     entries: int | None = None  # length of a row's list; None fills the budget
     big_entries: int = 192  # of these, slots for the large ones alone
     density: float = 0.25  # the listed part of all pairs above which exact takes over
     error_bar: float = 2.0**-7  # the estimated error of dE above which exact takes over, as for NaN
-    hot: float = 0.5  # the share of the rows above which a block is taken whole
+    hot: float = 0.35  # the share of the rows above which a block is taken whole
+    pool: float = 0.5  # the part of its blocks' pairs that a round has room for, listed as they are
     parts: int = 4  # dE is made in so many parts, which bounds its tail's scratch
 
     @classmethod

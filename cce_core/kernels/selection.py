@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from cce_core.kernels.dense import HotRoom, keeps_bits
+from cce_core.kernels.dense import Hot, HotRange, keeps_bits
 from cce_core.kernels.filtering import Job
 from cce_core.kernels.plan import count_kernel, list_kernel, plan_kernel
-from cce_core.kernels.slices import BYTES_PER_ROW, Listed
+from cce_core.kernels.slices import BYTES_PER_ROW
 from cce_core.kernels.tiling import interpreted
 
 LAST_ROUND_PAIRS = 32768
@@ -20,8 +20,7 @@ class Plan:
 
     count: torch.Tensor  # (B,) int32, negative for the hot ones
     start: torch.Tensor  # (B + 1,) int32
-    hot: Listed
-    borrows: bool  # whether dC lends the hot blocks their dz
+    hot: Hot
     exact: torch.Tensor  # () int32
     pair_row: torch.Tensor  # (slots,) int32
     owner: torch.Tensor  # (slots / PAIRS,) int32
@@ -39,9 +38,8 @@ class Round:
 def make_rounds(job: Job) -> list[Round]:
     """Half of what is left of the vocabulary at a time, the unwritten half of dC being its pool.
 
-    Less than half where there are many rows for the width: what is not hot keeps at most
-    `options.hot` of the pairs, so the pool holds them all. The last rounds' pool is scratch, for
-    every pair of their few blocks.
+    Less than half where there are many rows for the width, so that the pool holds `options.pool` of
+    the round's pairs. The last rounds' pool is scratch, for every pair of their few blocks.
     """
     rows, dc, block = job.rows, job.targets.dc, job.logit.tilings.block
     n, d = rows.e.shape
@@ -52,7 +50,7 @@ def make_rounds(job: Job) -> list[Round]:
     own = max(LAST_ROUND_PAIRS, whole)
     rounds, first = [], 0
     while (blocks - first) * whole > own and blocks - first > 1:
-        fitting = int((blocks - first) * d / (whole * min(job.options.hot, 1.0) + d))
+        fitting = int((blocks - first) * d / (whole * job.options.pool + d))
         last = first + max(min((blocks - first) // 2, fitting), 1)
         space = dc[last * block :].view(-1)
         capacity = space.numel() // block // pairs * pairs
@@ -65,46 +63,53 @@ def make_rounds(job: Job) -> list[Round]:
     return rounds + [Round(f, min(f + step, blocks), spare) for f in range(first, blocks, step)]
 
 
-def plan_pairs(job: Job, reach: int) -> Plan:
-    """Count, choose and list; no hot block of dC may lie where a pool will: behind `reach`."""
-    rows, tiles = job.rows, job.logit.tilings
+def plan_pairs(job: Job, rounds: list[Round]) -> Plan:
+    """Count, choose and list; hot blocks are of the first two rounds, in front of their pools."""
+    rows, tiles, options = job.rows, job.logit.tilings, job.options
     device, n = rows.e.device, rows.e.shape[0]
     blocks = job.mass.shape[0]
     pairs = tiles.pairs.block_n
-    slots = (int(job.options.density * blocks * n) // pairs + blocks) * pairs
-
-    eligible = _eligible(job, reach)
-    hot = _hot_room(job, eligible, slots)
+    slots = (int(options.density * blocks * n) // pairs + blocks) * pairs
+    ranges = _hot_ranges(job, rounds, slots)
+    first, second = ranges[0], ranges[-1]
 
     def integers(*size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.int32, device=device)
 
+    counts = integers(2, blocks)
     plan = Plan(
-        count=integers(blocks),
+        count=counts[0],
         start=integers(blocks + 1),
-        hot=Listed(integers(hot.blocks), integers()),
-        borrows=hot.borrows,
+        hot=Hot(ranges, integers(sum(part.room for part in ranges)), integers(3)),
         exact=job.masses.exact,
         pair_row=integers(slots),
         owner=integers(slots // pairs),
     )
     factor = torch.exp(job.masses.ref - job.lse)
     share = (job.mass, factor, job.g_lse, rows.labels, rows.count)
-    bar = job.options.pair_bar
+    bar, finer = options.pair_bar, options.pair_bar * options.finer
+    square, chosen = torch.empty((2, blocks), dtype=torch.float32, device=device)
     sizes = {"BLOCK": tiles.block, "CHUNK": 64 if interpreted() else 1024}
-    count_kernel[(blocks,)](*share, plan.count, bar, n, **sizes)
+    count_kernel[(blocks,)](*share, counts, square, bar, finer, n, **sizes)
     plan_kernel[(1,)](
-        plan.count,
+        counts,
+        square,
         plan.start,
         plan.hot.blocks,
-        plan.hot.count,
+        plan.hot.heat,
+        chosen,
         plan.exact,
         rows.count,
         blocks,
         slots,
-        eligible,
-        len(plan.hot.blocks),
-        HOT=job.options.hot,
+        first.edge,
+        second.edge,
+        first.room,
+        second.room,
+        bar,
+        finer,
+        options.left_bar**2,
+        HOT=options.hot,
         PAIRS=pairs,
         SIZE=triton.next_power_of_2(blocks + 1),
     )
@@ -115,7 +120,7 @@ def plan_pairs(job: Job, reach: int) -> Plan:
         plan.exact,
         plan.pair_row,
         plan.owner,
-        bar,
+        chosen,
         n,
         PAIRS=pairs,
         **sizes,
@@ -123,19 +128,23 @@ def plan_pairs(job: Job, reach: int) -> Plan:
     return plan
 
 
-def _eligible(job: Job, reach: int) -> int:
-    """Blocks that can be hot: whole ones, in front of what any round's pool takes of dC."""
-    v, block = job.logit.c.shape[0], job.logit.tilings.block
-    return v // block if job.targets.dc is None else min(reach, triton.cdiv(v, block) // 2)
+def _hot_ranges(job: Job, rounds: list[Round], slots: int) -> list[HotRange]:
+    """Whole blocks, in front of the pool that is next to write: all before, then the second's.
 
-
-def _hot_room(job: Job, eligible: int, slots: int) -> HotRoom:
-    """How many can be: in scratch, their dz lives beside the tail's profile and the pairs."""
-    rows = job.rows
+    In scratch, hot blocks' dz lives beside the tail's profile and the pairs.
+    """
+    rows, dc, block = job.rows, job.targets.dc, job.logit.tilings.block
     n, d = rows.e.shape
-    taken = standing_bytes(job) + 4 * slots + len(job.mass) * d * rows.e.element_size()
+    v, blocks = job.logit.c.shape[0], len(job.mass)
+    taken = standing_bytes(job) + 4 * slots + blocks * d * rows.e.element_size()
     spare = BYTES_PER_ROW * n - taken
-    return HotRoom.of(rows, job.logit.tilings.block, job.targets.dc, eligible, spare)
+    if dc is None:
+        return [HotRange.of(rows, block, None, v // block, spare)]
+    first = HotRange.of(rows, block, dc, min(rounds[0].last, blocks // 2), spare)
+    if len(rounds) == 1:
+        return [first]
+    second = HotRange.of(rows, block, dc, min(rounds[1].last, v // block), 0)
+    return [first, second] if second.borrows else [first]
 
 
 def standing_bytes(job: Job) -> int:

@@ -55,7 +55,7 @@ class Listed:
     """Blocks of columns that the device chose."""
 
     blocks: torch.Tensor  # (H,) int32
-    count: torch.Tensor  # () int32: how many of them there are
+    bounds: torch.Tensor  # (2,) int32: the launch's first among them, and the next one's
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def launch(rows: Rows, logit: Logit, upstream: Upstream, targets: Targets, what:
         rows.count,
         what.exact if what.exact is not None else unused,
         listed.blocks,
-        listed.count,
+        listed.bounds,
         turns,
         run.first,
         run.last,

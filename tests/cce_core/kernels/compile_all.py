@@ -43,7 +43,11 @@ def kind(name: str, boxes: dict, special: dict) -> str:
     if name in boxes:
         return "tensordesc<bf16[{}, {}]>".format(*boxes[name]).replace(", ", ",")
     known = dict.fromkeys(INTEGERS, "*i32") | dict.fromkeys(HALVES, "*bf16")
-    known |= dict.fromkeys(("scale", "cap", "bar"), "fp32") | {"label_ptr": "*i64"} | special
+    known |= (
+        dict.fromkeys(("scale", "cap", "bar", "finer", "left"), "fp32")
+        | {"label_ptr": "*i64"}
+        | special
+    )
     return known.get(name, "*fp32" if name.endswith("_ptr") else "i32")
 
 
@@ -96,7 +100,7 @@ def configurations(tiles: tiling.Tilings):
     block = {"BLOCK": tiles.block, "PAIRS": tiles.pairs.block_n, "CHUNK": 1024}
     yield plan.count_kernel, {}, {}, {k: block[k] for k in ("BLOCK", "CHUNK")}, 4, 3
     yield plan.list_kernel, {}, {}, block, 4, 3
-    yield plan.plan_kernel, {}, {}, {"HOT": 0.5, "PAIRS": block["PAIRS"], "SIZE": 4096}, 4, 3
+    yield plan.plan_kernel, {}, {}, {"HOT": 0.35, "PAIRS": block["PAIRS"], "SIZE": 4096}, 4, 3
     yield judge.signs_kernel, {}, {}, {"SIZE": 1024}, 4, 3
     constants = {"SIZE": tiles.tail.block_v * mean_field.SIGNS}
     yield judge.judge_kernel, {}, {}, constants, 4, 3

@@ -8,6 +8,7 @@ import torch
 from cce_core.config import LossConfig
 from cce_core.kernels import dense, filtering, loss, selection, slices
 from cce_core.kernels.tiling import tilings
+from cce_core.observe import observed
 from cce_core.problem import Gradients, Head, RowGrads, RowStats, State, Wanted
 from cce_core.problem import Problem as Call
 
@@ -23,6 +24,7 @@ EVERYTHING = filtering.Filter(
     density=1.0,
     error_bar=float("inf"),
     hot=1.0,
+    pool=1.0,
 )
 
 
@@ -166,21 +168,49 @@ def test_a_filter_that_keeps_everything_is_exact(hot, fine, frozen, softcap, mon
     assert frozen or error(grads.c, dc) < 8e-3
 
 
-def test_hot_blocks_are_exact_whatever_the_bars(monkeypatch) -> None:
+@pytest.mark.parametrize("fine", [0, 10**6], ids=["16 bits", "24 bits"])
+@pytest.mark.parametrize("halves", [(0,), (1,), (0, 1)], ids=["first", "second", "both"])
+def test_hot_blocks_are_exact_whatever_the_bars(halves, fine, monkeypatch) -> None:
     """With bars that keep nothing else: their rows of dC, and dE where C is zero elsewhere."""
     p = problem(*SIZE, spread=1.0)
     block = tilings(DEVICE).block
-    p.c[:block] *= 2.0
-    p.c[block:] = 0.0
-    p.targets[p.targets >= 0] %= block
+    blocks = [half * (len(p.c) // block * 5 // 8) for half in halves]
+    hot = torch.isin(
+        torch.arange(len(p.c), device=DEVICE) // block, torch.tensor(blocks).to(DEVICE)
+    )
+    p.c[hot] *= 2.0
+    p.c[~hot] = 0.0
+    columns = hot.nonzero()[:, 0]
+    p.targets[p.targets >= 0] = columns[p.targets[p.targets >= 0] % len(columns)]
+    monkeypatch.setattr(dense, "FINE", fine)
     listed = replace(EVERYTHING, pair_bar=0.9 / len(p.c) * block, entry_bar=10.0, hot=0.2)
     monkeypatch.setattr(filtering.Filter, "of", lambda eps: listed)
     _, saved = p.run()
     grads = p.back(saved)
     _, de, dc, _ = reference(p, with_mean=False)
     assert not saved.fell_back
-    assert error(grads.e, de) < 8e-3
-    assert error(grads.c[:block], dc[:block]) < 8e-3
+    assert error(grads.e, de) < (8e-3 if fine else TWICE)
+    assert error(grads.c[hot], dc[hot]) < 8e-3
+
+
+def test_the_bar_is_finer_where_it_leaves_out_much(monkeypatch) -> None:
+    p = problem(*SIZE, spread=1.0)
+    bar = 2.0 / len(p.c) * tilings(DEVICE).block
+
+    def left_out(**options: float) -> tuple[float, torch.Tensor]:
+        chosen = replace(EVERYTHING, **options)
+        monkeypatch.setattr(filtering.Filter, "of", lambda eps: chosen)
+        _, saved = p.run()
+        with observed() as seen:
+            grads = p.back(saved)
+        assert not saved.fell_back
+        return seen.quantiles(0.5)[0], grads.e
+
+    coarse, _ = left_out(pair_bar=bar, finer=0.25, left_bar=10.0)
+    asked, _ = left_out(pair_bar=bar / 4, left_bar=10.0)
+    found, de = left_out(pair_bar=bar, finer=0.25, left_bar=0.01)
+    assert found == asked < coarse
+    assert error(de, reference(p, with_mean=False)[1]) < 0.1
 
 
 def test_a_vocabulary_smaller_than_a_block(monkeypatch) -> None:
