@@ -52,10 +52,11 @@ def filtered_gradients(
     weight, error = weigh_tail(job, plan)
     mean = block_means(logit.c, weight.to(logit.c.dtype), logit.tilings.block)
     bits = lower_bits(targets)
+    hot_gradients(rows, logit, upstream, targets, plan.hot, 0, bits, plan.exact)
     pull = thin_product(job.mass, rows.e) if targets.dc is not None else mean
     lists = _empty_lists(job, rounds[-1].pool.nbytes)
     for number, turn in enumerate(rounds):
-        if number < len(plan.hot.ranges):
+        if 0 < number < len(plan.hot.ranges):
             hot_gradients(rows, logit, upstream, targets, plan.hot, number, bits, plan.exact)
         _pair_logits(job, plan, turn, lists)
         if targets.dc is not None:

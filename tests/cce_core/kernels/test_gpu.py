@@ -28,7 +28,11 @@ def gemma(device) -> tuple[data.Case, measure.Gradients]:
 
 @pytest.mark.parametrize(
     ("preset", "scratch", "err_de", "err_dc"),
-    [("default", 160, 5e-3, 3.5e-3), ("exact", 160, 3.2e-3, 2.6e-3)],
+    [
+        ("default", 160, 5e-3, 3.5e-3),
+        (ours.FROZEN, 160, 5e-3, None),
+        ("exact", 160, 3.2e-3, 2.6e-3),
+    ],
 )
 def test_gemma_stays_within_its_memory_and_error(gemma, preset, scratch, err_de, err_dc) -> None:
     case, truth = gemma
@@ -37,7 +41,7 @@ def test_gemma_stays_within_its_memory_and_error(gemma, preset, scratch, err_de,
     assert row["fw_peak_mib"] <= 1
     assert row["scratch_mib"] <= scratch
     assert row["err_de"] <= err_de
-    assert row["err_dc"] <= err_dc
+    assert row["err_dc"] is None if err_dc is None else row["err_dc"] <= err_dc
     assert row["dloss"] <= 1e-3
 
 
