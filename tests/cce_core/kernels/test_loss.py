@@ -173,8 +173,12 @@ def test_a_filter_that_keeps_everything_is_exact(hot, fine, frozen, softcap, mon
 def test_hot_blocks_are_exact_whatever_the_bars(halves, fine, monkeypatch) -> None:
     """With bars that keep nothing else: their rows of dC, and dE where C is zero elsewhere."""
     p = problem(*SIZE, spread=1.0)
-    block = tilings(DEVICE).block
-    blocks = [half * (len(p.c) // block * 5 // 8) for half in halves]
+    n, v, d = SIZE
+    tiles = tilings(DEVICE)
+    block, pairs = tiles.block, tiles.pairs.block_n
+    monkeypatch.setattr(selection, "LAST_ROUND_PAIRS", pairs)
+    second = -(-v // block) * d // (-(-n // pairs) * pairs + d)  # the second round's first
+    blocks = [half * second for half in halves]
     hot = torch.isin(
         torch.arange(len(p.c), device=DEVICE) // block, torch.tensor(blocks).to(DEVICE)
     )
