@@ -91,6 +91,7 @@ def plan_kernel(
     count = tl.load(count_ptr + block, mask=block < blocks, other=0)
     more = tl.load(count_ptr + blocks + block, mask=block < blocks, other=0)
     square = tl.load(square_ptr + block, mask=block < blocks, other=0.0)
+    # Of a block that can be hot nothing is left out, unless its range has more of them than room.
     amiss = tl.sum(tl.where((count > rows * HOT) & (block < second_edge), 0.0, square))
     fine = amiss > left * rows
     count = tl.where(fine, more, count)

@@ -1,6 +1,7 @@
 """Launch the choice of pairs: count, choose the hot blocks, list the rest; lay out the rounds."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import triton
@@ -73,10 +74,9 @@ def plan_pairs(job: Job, rounds: list[Round]) -> Plan:
     ranges = _hot_ranges(job, rounds, slots)
     first, second = ranges[0], ranges[-1]
 
-    def integers(*size: int) -> torch.Tensor:
-        return torch.empty(size, dtype=torch.int32, device=device)
-
-    counts = integers(2, blocks)
+    integers = partial(torch.empty, dtype=torch.int32, device=device)
+    reals = partial(torch.empty, dtype=torch.float32, device=device)
+    counts = integers((2, blocks))
     plan = Plan(
         count=counts[0],
         start=integers(blocks + 1),
@@ -88,7 +88,7 @@ def plan_pairs(job: Job, rounds: list[Round]) -> Plan:
     factor = torch.exp(job.masses.ref - job.lse)
     share = (job.mass, factor, job.g_lse, rows.labels, rows.count)
     bar, finer = options.pair_bar, options.pair_bar * options.finer
-    square, chosen = torch.empty((2, blocks), dtype=torch.float32, device=device)
+    square, chosen = reals(blocks), reals(())
     sizes = {"BLOCK": tiles.block, "CHUNK": 64 if interpreted() else 1024}
     count_kernel[(blocks,)](*share, counts, square, bar, finer, n, **sizes)
     plan_kernel[(1,)](
