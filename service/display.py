@@ -144,7 +144,7 @@ def event_line(event: StoredEvent) -> Text:
 def ledger_table(ledger: MemoryLedger, phases: StepPhases | None) -> Group:
     """What each loss needs on the job's own shapes, and where the time of a step goes."""
     fits = any(entry.largest_micro_batch for entry in ledger.losses)
-    heads = ("loss layer", "whole step", "tokens/s", "saved")
+    heads = ("loss layer", "pass", "tokens/s", "saved")
     table = FigureTable("loss", figures=(*heads, *["largest micro-batch"] * fits))
     savings = {saving.baseline: saving for saving in ledger.savings}
     for entry in ledger.losses:
@@ -158,7 +158,8 @@ def ledger_table(ledger: MemoryLedger, phases: StepPhases | None) -> Group:
         ),
         table,
         Text(
-            f"Peak bytes above weights and gradients, by {ledger.method}.\n"
+            f"Peak bytes above weights and gradients, by {ledger.method}; a pass goes forward and"
+            " backward through the model.\n"
             "Saved: how many times less the layer of the job's own loss needs.",
             "dim",
         ),

@@ -1,6 +1,7 @@
 """What a terminal shows of a job: text, whatever the terminal can do."""
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -155,6 +156,8 @@ def test_no_figure_of_the_ledger_stands_without_its_provenance() -> None:
     assert "900.0 MiB measured" in rows["CCE"]
     assert "12,346" in rows["CCE"]
     assert "cuda allocator peak" in text
+    heads = next(line for line in text.splitlines() if "tokens/s" in line)
+    assert re.split(r"\s{2,}", heads.strip())[:3] == ["loss", "loss layer", "pass"]
     assert "8,192 rows, vocabulary 256,000, width 2304, bfloat16" in text
 
 
