@@ -163,7 +163,25 @@ def test_no_figure_of_the_ledger_stands_without_its_provenance() -> None:
 
 def test_a_saving_stands_beside_the_baseline_that_it_names() -> None:
     lines = _shown(ledger_table(LEDGER, None)).splitlines()
-    assert [line.split("  ")[0] for line in lines if "4096.0x" in line] == ["compiled logits"]
+    assert [line.split("  ")[0] for line in lines if "4096x less" in line] == ["compiled logits"]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [
+        (50.84, "50.8x less"),
+        (0.2, "5.0x more"),
+        (0.004, "250x more"),
+        (1.04, "as much"),
+        (0.97, "as much"),
+        (0.94, "1.1x more"),
+    ],
+)
+def test_a_loss_that_takes_more_than_a_baseline_saved_nothing(ratio: float, text: str) -> None:
+    saving = LEDGER.savings[0].model_copy(update={"loss_layer_ratio": ratio})
+    shown = _shown(ledger_table(LEDGER.model_copy(update={"savings": [saving]}), None))
+    assert row(shown, "compiled logits").rstrip().endswith(f"  {text}")
+    assert "saved" not in shown.lower()
 
 
 def row(text: str, name: str) -> str:
