@@ -17,6 +17,7 @@ from service.contract.memory import (
     Saving,
     StepPhases,
 )
+from service.contract.units import size
 from service.datasets import Fault
 from service.figure_table import FigureTable
 from service.watch import Update
@@ -28,17 +29,8 @@ LOSSES: dict[LossName, str] = {
     "cce": "CCE",
 }
 _STYLES = {"info": "", "warn": "yellow", "error": "red"}
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 # Where nothing can be redrawn, so many lines tell of the steps.
 _PLAIN_LINES = 10
-
-
-def size(count: float) -> str:
-    """A number of bytes in the unit that keeps it short."""
-    unit = 0
-    while abs(count) >= 1024 and unit < len(_UNITS) - 1:
-        count, unit = count / 1024, unit + 1
-    return f"{count:.0f} {_UNITS[unit]}" if unit < 2 else f"{count:.1f} {_UNITS[unit]}"
 
 
 def less_or_more(ratio: float) -> str:

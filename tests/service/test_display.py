@@ -17,7 +17,6 @@ from service.display import (
     facts,
     ledger_table,
     outcome,
-    size,
 )
 from service.watch import Update
 from tests.service.support import LEDGER as WHOLE_LEDGER
@@ -40,22 +39,6 @@ def _shown(what: RenderableType, width: int = 80) -> str:
     screen = io.StringIO()
     Console(file=screen, width=width).print(what, soft_wrap=True)
     return screen.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1 KiB"),
-        (1.5 * MIB, "1.5 MiB"),
-        (24 * 1024 * MIB, "24.0 GiB"),
-        (2**50, "1024.0 TiB"),
-        (-3 * MIB, "-3.0 MiB"),
-    ],
-)
-def test_a_size_has_the_unit_that_keeps_it_short(count: float, text: str) -> None:
-    assert size(count) == text
 
 
 @pytest.mark.parametrize(
