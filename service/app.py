@@ -48,6 +48,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         version=version("headroom"),
         description=_DESCRIPTION,
         lifespan=lifespan,
+        redoc_url=None,  # its script asks a CDN for a logo
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )

@@ -20,7 +20,8 @@ from service.command_options import (
 )
 from service.contract.comparison import HTML_NAME, JSON_NAME, ComparisonReport
 from service.contract.job import JobStatus
-from service.display import LOSSES, outcome, size
+from service.contract.units import size
+from service.display import LOSSES, outcome
 from service.figure_table import FigureTable
 from service.job_commands import followed
 from service.regression import check_request, regressions

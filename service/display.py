@@ -17,6 +17,7 @@ from service.contract.memory import (
     Saving,
     StepPhases,
 )
+from service.contract.units import size
 from service.datasets import Fault
 from service.figure_table import FigureTable
 from service.watch import Update
@@ -28,17 +29,19 @@ LOSSES: dict[LossName, str] = {
     "cce": "CCE",
 }
 _STYLES = {"info": "", "warn": "yellow", "error": "red"}
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 # Where nothing can be redrawn, so many lines tell of the steps.
 _PLAIN_LINES = 10
 
 
-def size(count: float) -> str:
-    """A number of bytes in the unit that keeps it short."""
-    unit = 0
-    while abs(count) >= 1024 and unit < len(_UNITS) - 1:
-        count, unit = count / 1024, unit + 1
-    return f"{count:.0f} {_UNITS[unit]}" if unit < 2 else f"{count:.1f} {_UNITS[unit]}"
+def less_or_more(ratio: float) -> str:
+    """How much is taken, compared with a baseline that takes `ratio` times as much."""
+    if _times(ratio) == _times(1):
+        return "as much"
+    return f"{_times(ratio)} less" if ratio > 1 else f"{_times(1 / ratio)} more"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f}x" if ratio < 100 else f"{ratio:.0f}x"
 
 
 def duration(seconds: float) -> str:
@@ -144,7 +147,7 @@ def event_line(event: StoredEvent) -> Text:
 def ledger_table(ledger: MemoryLedger, phases: StepPhases | None) -> Group:
     """What each loss needs on the job's own shapes, and where the time of a step goes."""
     fits = any(entry.largest_micro_batch for entry in ledger.losses)
-    heads = ("loss layer", "whole step", "tokens/s", "saved")
+    heads = ("loss layer", "pass", "tokens/s", "CCE takes")
     table = FigureTable("loss", figures=(*heads, *["largest micro-batch"] * fits))
     savings = {saving.baseline: saving for saving in ledger.savings}
     for entry in ledger.losses:
@@ -159,7 +162,8 @@ def ledger_table(ledger: MemoryLedger, phases: StepPhases | None) -> Group:
         table,
         Text(
             f"Peak bytes above weights and gradients, by {ledger.method}.\n"
-            "Saved: how many times less the layer of the job's own loss needs.",
+            "Pass: forward and backward of the model.\n"
+            "CCE takes: its loss layer, compared with that of the line's loss.",
             "dim",
         ),
         *([] if phases is None else [phases_line(phases)]),
@@ -176,14 +180,14 @@ def phases_line(phases: StepPhases) -> Text:
 
 def _ledger_row(entry: LossMemory, saving: Saving | None) -> tuple[str, ...]:
     speed = f"{entry.tokens_per_s:,.0f}" if entry.tokens_per_s else "-"
-    saved = f"{saving.loss_layer_ratio:.1f}x" if saving else ""
+    compared = less_or_more(saving.loss_layer_ratio) if saving else ""
     largest = entry.largest_micro_batch
     return (
         LOSSES[entry.loss],
         _figure(entry.loss_layer),
         _figure(entry.step),
         speed,
-        saved,
+        compared,
         f"{largest.sequences:,} modelled" if largest else "-",
     )
 

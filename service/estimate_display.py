@@ -3,7 +3,8 @@
 from rich.console import Group
 from rich.text import Text
 
-from service.display import LOSSES, duration, size
+from service.contract.units import size
+from service.display import LOSSES, duration
 from service.estimate_schemas import DeviceEstimate, Estimate, LossEstimate
 from service.figure_table import FigureTable
 

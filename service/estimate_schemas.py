@@ -27,7 +27,7 @@ class LossEstimate(BaseModel):
 
     loss: LossName
     loss_layer_bytes: int = Field(description="Above its inputs and gradients, as in the ledger.")
-    peak_bytes: int = Field(description="Of the whole step, at the resolved micro-batch.")
+    peak_bytes: int = Field(description="Of a training step, at the resolved micro-batch.")
     peak_at: str = Field(description="The moment of the step that is the peak.")
     largest_micro_batch: int | None = Field(
         description="Sequences of the longest example's length that fit at once; 0 where not one "

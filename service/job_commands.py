@@ -9,7 +9,8 @@ from rich.console import Console
 from service.client import Client, Job
 from service.command_options import FOLDER, server_options
 from service.contract.job import JobStatus
-from service.display import JobView, ledger_table, outcome, size
+from service.contract.units import size
+from service.display import JobView, ledger_table, outcome
 from service.estimate_display import estimate_view
 from service.figure_table import FigureTable
 from service.interrupt import Interrupted

@@ -38,8 +38,8 @@ _DISTRIBUTIONS: dict[Distribution, _Described] = {
     ),
     "step_saving": _Described(
         "headroom_step_saving_ratio",
-        "Measured peak memory of a step with a baseline over that with the job's loss, of ended"
-        " jobs.",
+        "Measured peak memory of a forward and backward pass with a baseline over that with the"
+        " job's loss, of ended jobs.",
         (*_LABELS, "baseline"),
     ),
 }

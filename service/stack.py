@@ -76,8 +76,9 @@ class Stack:
 
     @property
     def model_folders(self) -> list[Path]:
-        """The folders whose subfolders may be fine-tuned: that of the data, and those given."""
-        return [self._data / "models", *(each.resolve() for each in self._options.model_folders)]
+        """The folders whose subfolders may be fine-tuned: that of the data, then those given."""
+        folders = (self._data / "models", *self._options.model_folders)
+        return list(dict.fromkeys(each.resolve() for each in folders))
 
     @property
     def logs(self) -> Path:
@@ -118,8 +119,9 @@ class Stack:
     def _start(self) -> None:
         check_exposure(self._options.host, self._options.api_keys)
         _check_keys(self._options.api_keys)
-        _check_folders(self._options.model_folders)
-        for folder in (self._data / "models", self.logs, self._data / "work"):
+        own, *given = self.model_folders
+        _check_folders(given)
+        for folder in (own, self.logs, self._data / "work"):
             folder.mkdir(parents=True, exist_ok=True)
         self._lock()
         listener = self._listen()
@@ -213,7 +215,7 @@ class Stack:
                 worker.wait_until(all_answer, _READY_S)
 
 
-def _check_folders(folders: tuple[Path, ...]) -> None:
+def _check_folders(folders: list[Path]) -> None:
     for folder in folders:
         if not folder.is_dir():
             raise StackError(f"There is no folder {folder}, which was given for models.")

@@ -4,10 +4,10 @@ from typing import Any
 
 from service.contract.estimate.record import JobEstimate, MicroBatch
 from service.contract.job import Event
+from service.contract.units import size
 from worker.events import Estimated, Ledger, MicroBatchSettled, Phases, Receipt, Resolved
 
 Finding = Resolved | MicroBatchSettled | Estimated | Ledger | Receipt | Phases
-_GIB = 2**30
 _HOW = {
     "request": "as asked for",
     "rule": "by rule",
@@ -22,9 +22,9 @@ def told(line: Finding) -> tuple[Event, dict[str, Any]]:
         case Resolved():
             return _event("Options resolved.", line.options), {"resolved": line.options}
         case MicroBatchSettled():
-            size = line.micro_batch
-            changes = {"micro_batch": size, "resolved": line.options}
-            return _event(_settled(size, line.options.batch_size), size), changes
+            micro = line.micro_batch
+            changes = {"micro_batch": micro, "resolved": line.options}
+            return _event(_settled(micro, line.options.batch_size), micro), changes
         case Estimated():
             return _event(_scored(line.estimate), line.estimate), {"estimate": line.estimate}
         case Ledger():
@@ -49,10 +49,10 @@ def _settled(micro: MicroBatch, batch: int) -> str:
 
 def _scored(estimate: JobEstimate) -> str:
     """What was predicted, and how right that was, in a sentence."""
-    predicted = f"{estimate.predicted_bytes / _GIB:.3g} GiB"
+    predicted = size(estimate.predicted_bytes)
     if estimate.measured_bytes is None or estimate.error is None:
         return f"Peak memory predicted: {predicted}, at the {estimate.predicted_at}."
-    measured = f"{estimate.measured_bytes / _GIB:.3g} GiB"
+    measured = size(estimate.measured_bytes)
     if f"{abs(estimate.error):.1%}" == "0.0%":
         return f"Peak memory measured: {measured}, as predicted."
     return f"Peak memory measured: {measured}; predicted were {predicted}, {estimate.error:+.1%}."

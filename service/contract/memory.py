@@ -38,11 +38,11 @@ class LargestBatch(Frozen):
 
     Attributes:
         sequences: How many, of the measured length.
-        formula: `linear_step`: (room - fixed) / bytes_per_sequence, from the step's peak at two
-            micro-batches. `proportional_step`: room / bytes_per_sequence, from its peak at one,
-            which errs on the side of fewer.
-        bytes_per_sequence: By which each sequence raises the step's peak.
-        fixed_bytes: What the step takes whatever the micro-batch.
+        formula: `linear_step`: (room - fixed) / bytes_per_sequence, from the peak of a pass at
+            two micro-batches. `proportional_step`: room / bytes_per_sequence, from its peak at
+            one, which errs on the side of fewer.
+        bytes_per_sequence: By which each sequence raises the pass's peak.
+        fixed_bytes: What the pass takes whatever the micro-batch.
     """
 
     sequences: int
@@ -57,7 +57,7 @@ class LossMemory(Frozen):
     Attributes:
         loss: Which loss.
         loss_layer: Peak of forward and backward of the loss layer alone.
-        step: Peak of a whole forward and backward pass of the model, above weights and gradients,
+        step: Peak of a forward and backward pass of the model, above weights and gradients,
             or None if not run.
         tokens_per_s: Throughput of such a pass, warm and not slowed by the counting; None if not
             run.

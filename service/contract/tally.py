@@ -90,7 +90,7 @@ def measured(record: JobRecord) -> Iterator[Measured]:
         named = (*labels, saving.baseline)
         if _layer_measured(record.memory, saving.baseline):
             yield Measured("loss_layer_saving", named, saving.loss_layer_ratio)
-        if saving.step_ratio is not None:  # of measured steps alone
+        if saving.step_ratio is not None:  # of measured passes alone
             yield Measured("step_saving", named, saving.step_ratio)
 
 

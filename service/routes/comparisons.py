@@ -5,7 +5,7 @@ A comparison is a job: its status, events and cancellation are the job's.
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, Depends, Query, Response
 
 from service import jobs
 from service.comparison_request import ComparisonCreate
@@ -15,7 +15,7 @@ from service.deps import GuardedRoute, Organization, ServicesDep
 from service.openapi import links
 from service.problems import ERROR_RESPONSES
 from service.routes import fine_tuning
-from service.routes.fine_tuning import Limit, Order
+from service.routes.fine_tuning import EventQuery, IdempotencyKey, Limit
 from service.schemas import Job, JobEvent, Listing
 
 PATH = "/v1/fine_tuning/comparisons"
@@ -49,7 +49,7 @@ def create_comparison(
     org: Organization,
     services: ServicesDep,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Train with each loss at each batch size, from the same weights on the same data.
 
@@ -91,22 +91,11 @@ def cancel_comparison(job_id: ComparisonId, org: Organization, services: Service
 
 @router.get("/{comparison_id}/events", responses=NOT_MODIFIED)
 def list_comparison_events(
-    *,
     job_id: ComparisonId,
     org: Organization,
     services: ServicesDep,
     changed: IfChanged,
-    after: str | None = None,
-    limit: Limit = 20,
-    order: Order = "desc",
+    asked: Annotated[EventQuery, Query()],
 ) -> Listing[JobEvent]:
     """A comparison's history, newest first; one for each loss at each batch size among it."""
-    return fine_tuning.list_events(
-        job_id=job_id,
-        org=org,
-        services=services,
-        changed=changed,
-        after=after,
-        limit=limit,
-        order=order,
-    )
+    return fine_tuning.list_events(job_id, org, services, changed, asked)

@@ -4,6 +4,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import BaseModel, Field
 
 from service import jobs
 from service.conditional import NOT_MODIFIED, IfChanged
@@ -50,9 +51,17 @@ _CREATED: dict[int | str, dict[str, Any]] = {
     201: {"links": _LINKS},
 }
 Limit = Annotated[int, Query(ge=1, le=1000)]
-Order = Annotated[
-    Literal["asc", "desc"], Query(description="Extension: `asc`, oldest first, for followers.")
-]
+IdempotencyKey = Annotated[str | None, Header(max_length=255)]
+
+
+class EventQuery(BaseModel):
+    """Which part of a history is asked for."""
+
+    after: str | None = None
+    limit: Limit = 20
+    order: Literal["asc", "desc"] = Field(
+        "desc", description="Extension: `asc`, oldest first, for followers."
+    )
 
 
 async def _metadata(request: Request) -> dict[str, str]:
@@ -73,7 +82,7 @@ def create_job(
     org: Organization,
     services: ServicesDep,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Create a fine-tuning job; `Location` says where to follow it.
 
@@ -121,19 +130,16 @@ def cancel_job(job_id: str, org: Organization, services: ServicesDep) -> Job:
 
 @router.get("/{job_id}/events", responses=NOT_MODIFIED)
 def list_events(
-    *,
     job_id: str,
     org: Organization,
     services: ServicesDep,
     changed: IfChanged,
-    after: str | None = None,
-    limit: Limit = 20,
-    order: Order = "desc",
+    asked: Annotated[EventQuery, Query()],
 ) -> Listing[JobEvent]:
     """A job's history, newest first; with `order=asc`, `after` is the last event already seen."""
     changed.check(services.store.version(job_id, org))
-    read = services.events.page if order == "desc" else services.events.since
-    page = read(job_id, after=after, limit=limit)
+    read = services.events.page if asked.order == "desc" else services.events.since
+    page = read(job_id, after=asked.after, limit=asked.limit)
     return Listing.of([JobEvent.of(event) for event in page.items], has_more=page.has_more)
 
 

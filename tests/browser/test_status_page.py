@@ -71,7 +71,8 @@ def test_the_ledger_as_bars(page: Page, server: Server, job: SceneJob) -> None:
     )
     expect(page.locator("#ledger .savings li").first).to_have_text(
         f"50.8{TIMES} less than full logits in the loss layer (6.0 MiB instead of 305.0 MiB);"
-        f" the whole step 2.0{TIMES} less; a micro-batch 9.0{TIMES} as large fits (modelled)"
+        f" a forward and backward pass 2.0{TIMES} less;"
+        f" a micro-batch 9.0{TIMES} as large fits (modelled)"
     )
     expect(layer.locator(".bars > div").nth(1)).to_contain_text("modelled: two_logits")
     widths = [bar.bounding_box()["width"] for bar in layer.locator(".bar").all()]
@@ -97,7 +98,7 @@ def test_a_loss_that_took_no_less_is_no_success(
     savings = page.locator("#ledger .savings")
     expect(savings).to_contain_text(told)
     step_told = f"2.0{TIMES} more" if worse else "as much"
-    expect(savings).to_contain_text(f"; the whole step {step_told}")
+    expect(savings).to_contain_text(f"; a forward and backward pass {step_told}")
     expect(savings).not_to_contain_text("less")
     expect(savings.locator("strong.worse")).to_have_count(worse)
 

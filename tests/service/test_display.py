@@ -1,6 +1,7 @@
 """What a terminal shows of a job: text, whatever the terminal can do."""
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -16,7 +17,6 @@ from service.display import (
     facts,
     ledger_table,
     outcome,
-    size,
 )
 from service.watch import Update
 from tests.service.support import LEDGER as WHOLE_LEDGER
@@ -39,22 +39,6 @@ def _shown(what: RenderableType, width: int = 80) -> str:
     screen = io.StringIO()
     Console(file=screen, width=width).print(what, soft_wrap=True)
     return screen.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1 KiB"),
-        (1.5 * MIB, "1.5 MiB"),
-        (24 * 1024 * MIB, "24.0 GiB"),
-        (2**50, "1024.0 TiB"),
-        (-3 * MIB, "-3.0 MiB"),
-    ],
-)
-def test_a_size_has_the_unit_that_keeps_it_short(count: float, text: str) -> None:
-    assert size(count) == text
 
 
 @pytest.mark.parametrize(
@@ -155,12 +139,32 @@ def test_no_figure_of_the_ledger_stands_without_its_provenance() -> None:
     assert "900.0 MiB measured" in rows["CCE"]
     assert "12,346" in rows["CCE"]
     assert "cuda allocator peak" in text
+    heads = next(line for line in text.splitlines() if "tokens/s" in line)
+    assert re.split(r"\s{2,}", heads.strip())[:3] == ["loss", "loss layer", "pass"]
     assert "8,192 rows, vocabulary 256,000, width 2304, bfloat16" in text
 
 
 def test_a_saving_stands_beside_the_baseline_that_it_names() -> None:
     lines = _shown(ledger_table(LEDGER, None)).splitlines()
-    assert [line.split("  ")[0] for line in lines if "4096.0x" in line] == ["compiled logits"]
+    assert [line.split("  ")[0] for line in lines if "4096x less" in line] == ["compiled logits"]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [
+        (50.84, "50.8x less"),
+        (0.2, "5.0x more"),
+        (0.004, "250x more"),
+        (1.04, "as much"),
+        (0.97, "as much"),
+        (0.94, "1.1x more"),
+    ],
+)
+def test_a_loss_that_takes_more_than_a_baseline_saved_nothing(ratio: float, text: str) -> None:
+    saving = LEDGER.savings[0].model_copy(update={"loss_layer_ratio": ratio})
+    shown = _shown(ledger_table(LEDGER.model_copy(update={"savings": [saving]}), None))
+    assert row(shown, "compiled logits").rstrip().endswith(f"  {text}")
+    assert "saved" not in shown.lower()
 
 
 def row(text: str, name: str) -> str:

@@ -98,6 +98,16 @@ def test_a_folder_of_models_that_is_not_there_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
+def test_the_models_of_the_data_may_be_named_before_the_first_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = StackOptions(tmp_path / "data", model_folders=(Path("data/models"),))
+    with Stack(options) as stack:
+        assert stack.model_folders == [tmp_path / "data" / "models"]
+        assert stack.model_folders[0].is_dir()
+
+
 def test_one_data_folder_has_one_stack(stack: Stack, tmp_path: Path) -> None:
     with pytest.raises(StackError, match="Another Headroom runs on"), Stack(StackOptions(tmp_path)):
         pytest.fail("it started")

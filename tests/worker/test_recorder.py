@@ -35,6 +35,7 @@ from worker.publish import Publisher
 from worker.recorder import Recorder
 
 EXACT = SCORED.model_copy(update={"measured_bytes": SCORED.predicted_bytes, "error": -1e-4})
+TINY = SCORED.model_copy(update={"measured_bytes": 4 << 20, "predicted_bytes": 3 << 20})
 SETTLED = (
     "Micro-batches of 6 for a batch of 4, the largest that fits. "
     "That is 3 times what full logits would have allowed."
@@ -65,19 +66,25 @@ def recorder(deployment: Deployment, job_id: str, interval_s: float = 0.0) -> Re
             Estimated(estimate=ESTIMATE),
             "estimate",
             ESTIMATE,
-            "Peak memory predicted: 3 GiB, at the loss.",
+            "Peak memory predicted: 3.0 GiB, at the loss.",
         ),
         (
             Estimated(estimate=SCORED),
             "estimate",
             SCORED,
-            "Peak memory measured: 4 GiB; predicted were 3 GiB, -25.0%.",
+            "Peak memory measured: 4.0 GiB; predicted were 3.0 GiB, -25.0%.",
+        ),
+        (
+            Estimated(estimate=TINY),
+            "estimate",
+            TINY,
+            "Peak memory measured: 4.0 MiB; predicted were 3.0 MiB, -25.0%.",
         ),
         (
             Estimated(estimate=EXACT),
             "estimate",
             EXACT,
-            "Peak memory measured: 3 GiB, as predicted.",
+            "Peak memory measured: 3.0 GiB, as predicted.",
         ),
         (
             MicroBatchSettled(micro_batch=MICRO_BATCH, options=OPTIONS),

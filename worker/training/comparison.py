@@ -4,13 +4,12 @@ from typing import get_args
 
 from service.contract.comparison import Cell
 from service.contract.memory import LossName
+from service.contract.units import size
 from worker.events import Message, RunSpec
 from worker.training import cell, comparison_report, device
 from worker.training.cell import Bench
 from worker.training.reporter import Reporter
 from worker.training.trainer import open_session
-
-_GIB = 2**30
 
 
 def compare(spec: RunSpec, reporter: Reporter) -> None:
@@ -27,7 +26,7 @@ def compare(spec: RunSpec, reporter: Reporter) -> None:
     )
     bench = Bench.of(session, asked.steps, max(asked.batch_sizes))
     reporter.phase("training")
-    plan = [(loss, size) for size in asked.batch_sizes for loss in losses]
+    plan = [(loss, batch) for batch in asked.batch_sizes for loss in losses]
     cells = [_measured(bench, at, len(plan), *each) for at, each in enumerate(plan)]
     reporter.phase("saving")
     folder = spec.workdir / "result"
@@ -35,7 +34,7 @@ def compare(spec: RunSpec, reporter: Reporter) -> None:
     reporter.send(comparison_report.write(bench, with_differences(cells), folder))
 
 
-def _measured(bench: Bench, at: int, count: int, loss: LossName, size: int) -> Cell:
+def _measured(bench: Bench, at: int, count: int, loss: LossName, batch: int) -> Cell:
     """One cell, and what is told while it runs and when it is done."""
     reporter = bench.session.reporter
 
@@ -49,7 +48,7 @@ def _measured(bench: Bench, at: int, count: int, loss: LossName, size: int) -> C
             **device.usage(bench.session.device),
         )
 
-    found = cell.measure(bench, loss, size, tell)
+    found = cell.measure(bench, loss, batch, tell)
     data = found.model_dump(mode="json", exclude={"train_losses"})
     level = "info" if found.outcome == "completed" else "warn"
     reporter.send(Message.model_validate({"message": _told(found), "level": level, "data": data}))
@@ -61,7 +60,7 @@ def _told(found: Cell) -> str:
     if found.peak_bytes is None or found.tokens_per_s is None:
         return f"{where}: {found.outcome.replace('_', ' ')}. {found.note}"
     return (
-        f"{where}: peak {found.peak_bytes / _GIB:.3f} GiB, {found.tokens_per_s:,.0f} tokens/s,"
+        f"{where}: peak {size(found.peak_bytes)}, {found.tokens_per_s:,.0f} tokens/s,"
         f" last loss {found.train_losses[-1]:.4f}."
     )
 

@@ -12,13 +12,12 @@ import torch
 
 from service.contract.errors import JobFailure
 from service.contract.memory import MemoryByCategory, OutOfMemoryReport
+from service.contract.units import size
 from worker.training import device as device_of
 from worker.training.allocator import asked_bytes, is_out_of_memory
 from worker.training.checkpoint import Run
 from worker.training.held import Held
 from worker.training.session import Session
-
-_GIB = 2**30
 
 
 class OutOfMemory(JobFailure):
@@ -61,8 +60,8 @@ def while_training(session: Session) -> Iterator[None]:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        size = session.resolved.micro_batch_size
-        report = _report(error, session.device, size, _categories(session.run, session.device))
+        micro = session.resolved.micro_batch_size
+        report = _report(error, session.device, micro, _categories(session.run, session.device))
         raise OutOfMemory(report, _advice(session)) from error
 
 
@@ -93,11 +92,11 @@ def _categories(run: Run, device: torch.device) -> MemoryByCategory:
 
 def _account(report: OutOfMemoryReport) -> str:
     """What happened, in a sentence or two."""
-    asked = "" if report.asked_bytes is None else f" {_gib(report.asked_bytes)} were asked for,"
+    asked = "" if report.asked_bytes is None else f" {size(report.asked_bytes)} were asked for,"
     in_use = (
-        "" if report.allocated_bytes is None else f" with {_gib(report.allocated_bytes)} in use"
+        "" if report.allocated_bytes is None else f" with {size(report.allocated_bytes)} in use"
     )
-    total = f"{_gib(report.total_bytes)} of {report.device}"
+    total = f"{size(report.total_bytes)} of {report.device}"
     batch = report.micro_batch_size
     doing = "besides training" if batch is None else f"at a micro-batch of {batch}"
     return f"The device ran out of memory {doing}:{asked}{in_use} of the {total}."
@@ -113,7 +112,3 @@ def _advice(session: Session) -> str:
     if options.adapter is None:
         helps.append("a LoRA adapter")
     return f"What helps: {', '.join(helps)}, or a larger device."
-
-
-def _gib(count: int) -> str:
-    return f"{count / _GIB:.2f} GiB"

@@ -1,4 +1,4 @@
-"""What the job's loss saves against each baseline: in its layer, in a step, in the micro-batch."""
+"""What the job's loss saves against each baseline: in its layer, in a pass, in the micro-batch."""
 
 from service.contract.memory import Figure, LossMemory, Saving
 

@@ -67,7 +67,7 @@ function savings({ savings: entries, losses }) {
       {},
       el("strong", { class: more ? "worse" : null }, amount),
       ` ${than} ${NAMES[baseline]} in the loss layer (${size(layer[JOB_LOSS])} instead of ${size(layer[baseline])})`,
-      saving.step_ratio ? `; the whole step ${lessOrMore(saving.step_ratio).amount}` : null,
+      saving.step_ratio ? `; a forward and backward pass ${lessOrMore(saving.step_ratio).amount}` : null,
       saving.micro_batch_ratio ? `; a micro-batch ${times(saving.micro_batch_ratio)} as large fits (modelled)` : null,
     );
   });

@@ -162,6 +162,15 @@ def test_events_and_cancellation_are_the_jobs(
     assert http.post(f"{path}/cancel").status_code == 409
 
 
+@pytest.mark.parametrize("param", ["after", "limit", "order"])
+@pytest.mark.parametrize("path", [JOBS, COMPARISONS])
+def test_a_history_names_the_parameter_at_fault(
+    http: httpx.Client, made: dict[str, Any], path: str, param: str
+) -> None:
+    answer = http.get(f"{path}/{made['id']}/events", params={param: "0"})
+    assert (answer.status_code, error_of(answer)["param"]) == (400, param)
+
+
 def test_a_job_that_compares_nothing_is_none(
     http: httpx.Client, client: openai.OpenAI, training_file: str
 ) -> None:

@@ -92,6 +92,7 @@ def test_ended_jobs_tell_their_errors_and_savings(http: httpx.Client, store: Sto
     assert values(found[layer], f"{layer}_sum")["full_logits", "cpu", "full"] == 2 * 50.8
     assert values(found[layer], f"{layer}_count")["chunked", "cpu", "full"] == 2
     step = "headroom_step_saving_ratio"
+    assert "a forward and backward pass" in found[step].documentation
     assert values(found[step], f"{step}_sum")["chunked", "cpu", "full"] == 2 * 1.23
 
 

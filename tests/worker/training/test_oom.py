@@ -45,7 +45,7 @@ def test_what_does_not_fit_while_training_is_told_with_what_helps(
     with pytest.raises(OutOfMemory) as caught:
         train(spec)
     failure = caught.value
-    assert "at a micro-batch of 1: 1.50 GiB were asked for," in failure.message
+    assert "at a micro-batch of 1: 1.5 GiB were asked for," in failure.message
     assert failure.message.endswith(f"{helps}, or a larger device.")
     report = OutOfMemoryReport.model_validate(failure.data)
     assert (report.micro_batch_size, report.asked_bytes) == (1, 3 << 29)
