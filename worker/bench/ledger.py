@@ -33,6 +33,7 @@ from worker.training.cell import Bench
 from worker.training.checkpoint import Position
 from worker.training.device import pick_device
 from worker.training.loop import Loop
+from worker.training.losses import forward_backward, losses_of
 from worker.training.meter import PeakMeter
 from worker.training.session import Session
 from worker.training.timing import StepClock
@@ -116,9 +117,8 @@ def _first_pass(session: Session) -> None:
     model, batch = session.run.model, session.first_batch()
     training = model.training
     model.train()
-    loss = session.loss_of(session.hidden(batch), batch).loss
-    torch.autograd.backward(loss)
-    float(loss.detach())  # waits for the device
+    loss = losses_of(session.model, session.loss)["cce"]
+    float(forward_backward(session.model, batch, loss))  # waits for the device
     model.zero_grad(set_to_none=True)
     model.train(training)
 
