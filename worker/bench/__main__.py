@@ -1,8 +1,9 @@
 """Measure what fits on a device, full logits against ours, beside what is predicted.
 
 A case is a model, full or LoRA, with or without checkpointing; one that does not fit, or fails,
-costs its own rows alone. On CUDA, set PYTORCH_ALLOC_CONF=expandable_segments:True as the worker
-does for its trainer.
+costs its own rows alone. As the worker does for its trainer, set
+PYTORCH_ALLOC_CONF=expandable_segments:True on CUDA, and on CPU KINETO_LOG_LEVEL=6, which keeps the
+lines of torch's profiler from between those of the cases.
 """
 
 import argparse
