@@ -4,8 +4,8 @@ And what else a reader needs to trust a result, or to make it again: what the fi
 how far off it took itself to be, the seed, the data, and the versions of all that computed it.
 
 The loss is compared with the unmodified model's own logits, so that anything a family does to its
-logits that we don't know of shows here, before training. Gradients are compared on a slice of rows,
-a smaller one where the device has no memory for more.
+logits that we don't know of shows here, before training. All of it on a slice of the batch, a
+smaller one where the device has no memory for more.
 """
 
 import math
@@ -34,8 +34,9 @@ from worker.training.batches import Batch
 from worker.training.checkpoint import Position
 from worker.training.model import hidden_states
 
-# Predictions to compare: on CUDA so many that the filter, where training has it, is compared too.
-# Where so many do not fit fewer are tried, since no smaller micro-batch would help.
+# Predictions to compare: on CUDA so many that the filter is compared too, if V D is at least
+# 2^27: below, it saves nothing (`cce_core/kernels/loss.py`). Where so many do not fit fewer are
+# tried; what size a micro-batch can be is not for the receipt to say.
 _ROWS = {"cpu": (256, 64, 16), "cuda": (2048, 256, 64, 16)}
 _FILTER_POINTS = 20
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
@@ -148,13 +149,11 @@ def _judge(receipt: NumericsReceipt) -> None:
 
 
 def _slice(batch: Batch, rows: int) -> Batch:
-    """The first sequences with so many predictions; of one that has more, as far as they go."""
+    """The first sequences with so many predictions, as far as it takes; all, if it has fewer."""
     counted = batch.labels[:, 1:] != IGNORE_INDEX
     sequences = int((counted.sum(1).cumsum(0) < rows).sum()) + 1
-    if sequences > 1:
-        return batch.first(sequences)
-    enough = int((counted[0].cumsum(0) < rows).sum()) + 2
-    return batch.first(1, enough)
+    pairs = int((counted[:sequences].sum(0).cumsum(0) < rows).sum()) + 1
+    return batch.first(sequences, pairs + 1)  # a token, and the one that it predicts
 
 
 @torch.no_grad()

@@ -149,9 +149,9 @@ def test_a_frozen_head_has_no_gradient_to_compare(model: Split) -> None:
 
 
 def test_rows_are_the_predictions_compared(model: Split) -> None:
-    """Of so many sequences as it takes, and no more of a single one than suffices."""
+    """Of so many sequences as it takes, and of each no more than suffices."""
     assert receipt.check(model, batch(), CONFIG, ORIGIN).rows == 2 * (12 - 4)
-    assert receipt.check(model, batch(rows=9, length=100), CONFIG, ORIGIN).rows == 3 * (100 - 4)
+    assert receipt.check(model, batch(rows=9, length=100), CONFIG, ORIGIN).rows == 3 * 86
     assert receipt.check(model, batch(length=400), CONFIG, ORIGIN).rows == 256
 
 
@@ -161,10 +161,9 @@ def test_on_a_gpu_the_filter_is_compared_too() -> None:
     model = make_model("Llama", **sizes, max_position_embeddings=1024).bfloat16().to("cuda")
     held = batch(rows=8, length=704).to(torch.device("cuda"))
     found = receipt.check(split(model), held, LossConfig(implementation="triton"), ORIGIN)
-    assert found.rows == 3 * 700
-    (first,) = found.filtered
-    assert first.step == 0
-    assert first.fallbacks in (0, 1)
+    assert found.rows == 3 * 683
+    (first,) = found.filtered  # none where the backward was exact
+    assert 0.0 <= first.p50 <= first.p99 <= 1.0
 
 
 def refuse_more_than(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
