@@ -12,7 +12,7 @@ import math
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -33,6 +33,7 @@ from worker.training.allocator import attempt
 from worker.training.batches import Batch
 from worker.training.checkpoint import Position
 from worker.training.model import hidden_states
+from worker.training.parity import in_fp32, relative_error
 
 # Predictions to compare: on CUDA so many that the filter is compared too, if V D is at least
 # 2^27: below, it saves nothing (`cce_core/kernels/loss.py`). Where so many do not fit fewer are
@@ -83,8 +84,8 @@ def _check(
         loss=ours[0],
         loss_reference=own,
         loss_error=abs(ours[0] - own) / max(abs(own), 1e-12),
-        hidden_grad_error=_error(ours[1][0], truth[1][0]),
-        head_grad_error=_error(ours[1][1], truth[1][1]) if len(truth[1]) > 1 else None,
+        hidden_grad_error=relative_error(ours[1][0], truth[1][0]),
+        head_grad_error=relative_error(ours[1][1], truth[1][1]) if len(truth[1]) > 1 else None,
         tolerance=tolerance,
         filtered=_series([{"step": 0, **filtered_fields(seen)}]),
         **asdict(provenance),
@@ -190,9 +191,7 @@ def _ours(
 
 def _truth(head: Head, hidden: torch.Tensor, part: Batch) -> tuple[float, list[torch.Tensor]]:
     """The same in fp32 with full logits, a thousand rows of them at a time: prompts are long."""
-    leaf = hidden.detach().float().requires_grad_()
-    weight = head.weight.detach().float().requires_grad_(head.weight.requires_grad)
-    exact = replace(head, weight=weight, bias=None if head.bias is None else head.bias.float())
+    leaf, exact = hidden.detach().float().requires_grad_(), in_fp32(head)
     loss = baselines.chunked(leaf, exact, part.labels) / part.supervised
     return _with_gradients(loss, leaf, exact)
 
@@ -202,11 +201,6 @@ def _with_gradients(
 ) -> tuple[float, list[torch.Tensor]]:
     leaves = [leaf, head.weight] if head.weight.requires_grad else [leaf]
     return float(loss.detach()), list(torch.autograd.grad(loss, leaves))
-
-
-def _error(ours: torch.Tensor, truth: torch.Tensor) -> float:
-    norm = torch.linalg.vector_norm
-    return float(norm(ours.float() - truth) / norm(truth).clamp_min(1e-30))
 
 
 def _versions(device: torch.device) -> dict[str, str]:
