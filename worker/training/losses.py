@@ -1,6 +1,7 @@
 """The losses that are measured, ours and the baselines, each by its name, and a pass with one."""
 
 from collections.abc import Callable
+from typing import get_args
 
 import torch
 
@@ -28,8 +29,7 @@ def losses_of(model: Split, config: LossConfig) -> dict[LossName, Loss]:
         losses["compiled_full_logits"] = lambda hidden, labels: baselines.compiled_full_logits(
             hidden, head, labels
         )
-    order: tuple[LossName, ...] = ("full_logits", "compiled_full_logits", "chunked", "cce")
-    return {name: losses[name] for name in order if name in losses}
+    return {name: losses[name] for name in get_args(LossName) if name in losses}
 
 
 def forward_backward(model: Split, batch: Batch, loss: Loss) -> torch.Tensor:
