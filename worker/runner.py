@@ -143,7 +143,7 @@ class Runner:
             log=workdir / "trainer.log",
             cwd=workdir,
             grace_s=self.settings.stop_grace_s,
-            environment={"PYTORCH_ALLOC_CONF": self.settings.allocator_conf},
+            environment=self.settings.trainer_environment,
         ) as child:
             final = _follow(child, recorder, lease)
         self._conclude(attempt, final, publisher)

@@ -12,6 +12,9 @@ from service.contract.settings import Settings
 from worker.events import DeviceChoice
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+# Above all levels of torch's profiler, which counts memory on CPU: the last words of a trainer that
+# dies would else be of its starts and stops.
+_QUIET_PROFILER = "6"
 
 
 class WorkerSettings(Settings):
@@ -48,6 +51,11 @@ class WorkerSettings(Settings):
     progress_interval_s: float = Field(0.5, ge=0)
     resend_grace_s: float = Field(5.0, ge=0)
     log_level: LogLevel = "INFO"
+
+    @property
+    def trainer_environment(self) -> dict[str, str]:
+        """Variables that the trainer gets beside the worker's own."""
+        return {"PYTORCH_ALLOC_CONF": self.allocator_conf, "KINETO_LOG_LEVEL": _QUIET_PROFILER}
 
     @property
     def redis_timeout_s(self) -> float:

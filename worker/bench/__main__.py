@@ -1,8 +1,9 @@
 """Measure what fits on a device, full logits against ours, beside what is predicted.
 
 A case is a model, full or LoRA, with or without checkpointing; one that does not fit, or fails,
-costs its own rows alone. On CUDA, set PYTORCH_ALLOC_CONF=expandable_segments:True as the worker
-does for its trainer.
+costs its own rows alone. As the worker does for its trainer, set
+PYTORCH_ALLOC_CONF=expandable_segments:True on CUDA, and on CPU KINETO_LOG_LEVEL=6, which keeps the
+lines of torch's profiler from between those of the cases.
 """
 
 import argparse
@@ -13,16 +14,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import torch
 
+from service.contract.memory import LossName
 from worker.bench import report
 from worker.bench.measure import Case, Conditions, OutOfTime, Row, blank, measure
 from worker.bench.models import PUBLISHED, SHAPES
 from worker.training.allocator import is_out_of_memory
 from worker.training.device import pick_device
 
-LOSSES = ("full_logits", "compiled_full_logits", "chunked", "cce")
 MODES = ("full", "lora")
 
 
@@ -106,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--losses",
         nargs="+",
-        choices=LOSSES,
+        choices=get_args(LossName),
         default=["full_logits", "cce"],
         help="ours is cce (default: full_logits cce)",
     )

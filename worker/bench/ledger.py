@@ -7,8 +7,9 @@ loss that does not fit is a row that says so.
 
 A forward and backward pass goes before, as every job has one: it compiles the loss's kernels, if
 TRITON_CACHE_DIR has none of an earlier job, and what it took is told apart. The ledger compiles
-logits only in a job that is long enough for it: see `--job-steps`. On CUDA, set
-PYTORCH_ALLOC_CONF=expandable_segments:True as the worker does for its trainer.
+logits only in a job that is long enough for it: see `--job-steps`. As the worker does for its
+trainer, set PYTORCH_ALLOC_CONF=expandable_segments:True on CUDA, and on CPU KINETO_LOG_LEVEL=6,
+which keeps the lines of torch's profiler from before the tables.
 """
 
 import argparse
@@ -18,14 +19,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import torch
 
 from service.contract.comparison import Cell
-from service.contract.memory import LossMemory, MemoryLedger
+from service.contract.memory import LossMemory, LossName, MemoryLedger
 from worker.bench import ledger_report as report
-from worker.bench.ledger_report import LOSSES, Overhead, Row
+from worker.bench.ledger_report import Overhead, Row
 from worker.bench.models import SHAPES
 from worker.bench.session import full_fine_tuning
 from worker.training import cell, trainer
@@ -33,6 +34,7 @@ from worker.training.cell import Bench
 from worker.training.checkpoint import Position
 from worker.training.device import pick_device
 from worker.training.loop import Loop
+from worker.training.losses import forward_backward, losses_of
 from worker.training.meter import PeakMeter
 from worker.training.session import Session
 from worker.training.timing import StepClock
@@ -91,13 +93,21 @@ def measure(conditions: Conditions, device: torch.device) -> tuple[list[Row], Ov
         steps=conditions.job_steps,
         rows=conditions.sequences * conditions.steps,
     ) as session:
-        first, _ = _timed(lambda: _first_pass(session))
+        first_pass, _ = _timed(lambda: _first_pass(session))
         start, (ledger, receipt) = _timed(lambda: trainer.measure(session, Position()))
         assert ledger is not None, "a job has one unless it asks for none"
         profiled, step = _steps(session, conditions.steps)
-        overhead = Overhead(conditions.job_steps, first, start, profiled, step)
+        overhead = Overhead(
+            job_steps=conditions.job_steps,
+            first_pass_seconds=first_pass,
+            start_seconds=start,
+            profiled_seconds=profiled,
+            step_seconds=step,
+        )
         bench = Bench.of(session, _CELL_STEPS, conditions.sequences)
-        cells = [cell.measure(bench, loss, conditions.sequences, _quiet) for loss in LOSSES]
+        cells = [
+            cell.measure(bench, loss, conditions.sequences, _quiet) for loss in get_args(LossName)
+        ]
         versions = receipt.versions
     entries = {entry.loss: entry for entry in ledger.losses}
     rows = [_row(conditions, ledger, versions, entries.get(each.loss), each) for each in cells]
@@ -116,9 +126,8 @@ def _first_pass(session: Session) -> None:
     model, batch = session.run.model, session.first_batch()
     training = model.training
     model.train()
-    loss = session.loss_of(session.hidden(batch), batch).loss
-    torch.autograd.backward(loss)
-    float(loss.detach())  # waits for the device
+    loss = losses_of(session.model, session.loss)["cce"]
+    float(forward_backward(session.model, batch, loss))  # waits for the device
     model.zero_grad(set_to_none=True)
     model.train(training)
 

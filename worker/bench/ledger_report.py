@@ -7,7 +7,6 @@ from pathlib import Path
 
 from service.contract.memory import LossName, Provenance
 
-LOSSES: tuple[LossName, ...] = ("full_logits", "compiled_full_logits", "chunked", "cce")
 _MIB, _GIB = 2**20, 2**30
 
 
@@ -47,12 +46,12 @@ class Row:
     commit: str | None
 
     @property
-    def layer(self) -> int | None:
+    def layer_peak(self) -> int | None:
         """The loss layer's bytes, where they are not those of a refusal."""
         return None if self.loss_layer == "out_of_memory" else self.loss_layer_bytes
 
     @property
-    def passes(self) -> int | None:
+    def pass_peak(self) -> int | None:
         """The pass's bytes, likewise."""
         return None if self.step == "out_of_memory" else self.step_bytes
 
@@ -85,7 +84,7 @@ class Overhead:
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure that is to be at least, or at most, some limit; None where it is not known."""
+    """A figure that is to be at least, or else below, some limit; None where it is not known."""
 
     name: str
     value: float | None
@@ -105,8 +104,10 @@ def bars(rows: Sequence[Row], overhead: Overhead) -> list[Bar]:
     found = {row.loss: row for row in rows}
     full, ours = found["full_logits"], found["cce"]
     return [
-        Bar("loss layer, full logits over cce", _ratio(full.layer, ours.layer), 150, True),
-        Bar("pass, cce over full logits", _ratio(ours.passes, full.passes), 0.6, False),
+        Bar(
+            "loss layer, full logits over cce", _ratio(full.layer_peak, ours.layer_peak), 150, True
+        ),
+        Bar("pass, cce over full logits", _ratio(ours.pass_peak, full.pass_peak), 0.6, False),
         Bar(
             "training step, cce over full logits",
             _ratio(ours.training_peak_bytes, full.training_peak_bytes),
@@ -170,19 +171,19 @@ def _conditions(row: Row, overhead: Overhead) -> Iterable[str]:
 
 def _cells(row: Row, ours: Row) -> Iterable[str]:
     yield row.loss
-    yield _bytes(row.layer, row.loss_layer, _MIB)
-    yield _share(_ratio(row.layer, ours.layer), ".1f", "x")
-    yield _bytes(row.passes, row.step, _GIB)
-    yield _share(_ratio(ours.passes, row.passes), ".1%")
+    yield _bytes(row.layer_peak, row.loss_layer, _MIB)
+    yield _number(_ratio(row.layer_peak, ours.layer_peak), ".1f", "x")
+    yield _bytes(row.pass_peak, row.step, _GIB)
+    yield _number(_ratio(ours.pass_peak, row.pass_peak), ".1%")
     yield _bytes(row.training_peak_bytes, row.training, _GIB)
-    yield _share(_ratio(ours.training_peak_bytes, row.training_peak_bytes), ".1%")
-    yield _share(row.tokens_per_second, ",.0f")
+    yield _number(_ratio(ours.training_peak_bytes, row.training_peak_bytes), ".1%")
+    yield _number(row.tokens_per_second, ",.0f")
 
 
 def _bar_cells(bar: Bar) -> Iterable[str]:
     form = ".1f" if bar.at_least else ".2%"
     yield bar.name
-    yield _share(bar.value, form)
+    yield _number(bar.value, form)
     yield f"{'at least' if bar.at_least else 'below'} {bar.limit:{form}}"
     yield {True: "yes", False: "no", None: "not known"}[bar.holds]
 
@@ -201,5 +202,5 @@ def _bytes(count: int | None, status: str | None, unit: int) -> str:
     return f"{count / unit:,.2f}{' (modelled)' if status == 'modelled' else ''}"
 
 
-def _share(value: float | None, form: str, unit: str = "") -> str:
+def _number(value: float | None, form: str, unit: str = "") -> str:
     return "-" if value is None else f"{value:{form}}{unit}"

@@ -24,8 +24,7 @@ from worker.bench.models import Subject, build
 from worker.training import device as device_of
 from worker.training.allocator import OutOfMemory, peak_of
 from worker.training.batches import Batch
-from worker.training.losses import losses_of
-from worker.training.model import hidden_states
+from worker.training.losses import forward_backward, losses_of
 from worker.training.probe import Probe, cuda_limit
 
 _LIMIT = 2**16
@@ -219,10 +218,7 @@ def _first_step(subject: Subject, conditions: Conditions) -> None:
     model, optimizer = subject.model, subject.optimizer
     batch = _sequences(subject, 1, conditions)
     model.model.train()
-    states = hidden_states(model, batch)
-    loss = model.head.loss(states, batch.labels, LossConfig(), shift=1).loss
-    torch.autograd.backward(loss)
-    del states, loss
+    forward_backward(model, batch, losses_of(model, LossConfig())["cce"])
 
     def run() -> list[torch.Tensor]:
         optimizer.apply_gradients(math.inf)

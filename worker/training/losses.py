@@ -1,12 +1,15 @@
-"""The losses that are measured, ours and the baselines, each by its name on a model's head."""
+"""The losses that are measured, ours and the baselines, each by its name, and a pass with one."""
 
 from collections.abc import Callable
+from typing import get_args
 
 import torch
 
 from cce_core import LossConfig, baselines
 from cce_core.models import Split
 from service.contract.memory import LossName
+from worker.training.batches import Batch
+from worker.training.model import hidden_states
 
 # Hidden states (B, T, D) and labels (B, T) to the summed loss, a scalar.
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -26,5 +29,14 @@ def losses_of(model: Split, config: LossConfig) -> dict[LossName, Loss]:
         losses["compiled_full_logits"] = lambda hidden, labels: baselines.compiled_full_logits(
             hidden, head, labels
         )
-    order: tuple[LossName, ...] = ("full_logits", "compiled_full_logits", "chunked", "cce")
-    return {name: losses[name] for name in order if name in losses}
+    return {name: losses[name] for name in get_args(LossName) if name in losses}
+
+
+def forward_backward(model: Split, batch: Batch, loss: Loss) -> torch.Tensor:
+    """A pass of the model on a batch on its device, whose gradients are added to those there.
+
+    Returns the loss, a scalar without a graph, for which the host has not waited.
+    """
+    total = loss(hidden_states(model, batch), batch.labels)
+    torch.autograd.backward(total)
+    return total.detach()

@@ -32,7 +32,7 @@ from worker.training import full_logits
 from worker.training.allocator import OutOfMemory, Peak, Work, attempt, peak_of
 from worker.training.batches import Batch
 from worker.training.fit import largest_batch
-from worker.training.losses import Loss, losses_of
+from worker.training.losses import Loss, forward_backward, losses_of
 from worker.training.model import hidden_states
 from worker.training.savings import savings
 
@@ -228,8 +228,7 @@ def _pass(bench: Bench, loss: Loss, rows: int) -> Work:
     batch = bench.batch.first(rows)
 
     def run() -> list[torch.Tensor]:
-        total = loss(hidden_states(bench.model, batch), batch.labels)
-        torch.autograd.backward(total)
+        forward_backward(bench.model, batch, loss)
         return []
 
     return run

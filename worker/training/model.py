@@ -47,19 +47,25 @@ def load_tokenizer(spec: RunSpec) -> PreTrainedTokenizerBase:
 
 
 def load_config(spec: RunSpec) -> Any:
-    """The config of the full model, under an adapter too.
+    """The config of the full model, under an adapter too; it asks for no output but the states.
 
     Raises:
         JobFailure: It can't be loaded, or transformers doesn't know the architecture.
     """
     try:
-        return AutoConfig.from_pretrained(
+        config: Any = AutoConfig.from_pretrained(
             spec.base_model or spec.model_source, trust_remote_code=False
         )
     except ValueError as error:
         raise JobFailure("unsupported_model", str(error), param="model") from error
     except OSError as error:
         raise JobFailure("model_unavailable", str(error), param="model") from error
+    for part in (config, config.get_text_config()):
+        # Nobody reads them, but they would be held until the backward. And what outputs attentions
+        # is saved by transformers only where its attention is eager.
+        part.output_attentions = part.output_hidden_states = False
+        part.return_dict = True
+    return config
 
 
 def context_of(config: Any) -> int | None:

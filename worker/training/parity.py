@@ -24,15 +24,25 @@ def gradient_error(model: Split, batch: Batch, loss: Baseline) -> GradientError:
     with torch.no_grad():
         hidden = hidden_states(model, batch)
     head = model.head
-    exact = replace(
+    truth = _gradients(baselines.chunked, hidden.float(), in_fp32(head), batch)
+    found = _gradients(loss, hidden, head, batch)
+    errors = [relative_error(*pair) for pair in zip(found, truth, strict=True)]
+    return GradientError(hidden=errors[0], head=errors[1] if len(errors) > 1 else None)
+
+
+def in_fp32(head: Head) -> Head:
+    """The head in fp32, apart from the model; its weight is trained where the model's is."""
+    return replace(
         head,
         weight=head.weight.detach().float().requires_grad_(head.weight.requires_grad),
         bias=None if head.bias is None else head.bias.detach().float(),
     )
-    truth = _gradients(baselines.chunked, hidden.float(), exact, batch)
-    found = _gradients(loss, hidden, head, batch)
-    errors = [_relative(*pair) for pair in zip(found, truth, strict=True)]
-    return GradientError(hidden=errors[0], head=errors[1] if len(errors) > 1 else None)
+
+
+def relative_error(found: torch.Tensor, truth: torch.Tensor) -> float:
+    """||found - truth|| / ||truth||, with an fp32 truth."""
+    norm = torch.linalg.vector_norm
+    return float(norm(found.float() - truth) / norm(truth).clamp_min(1e-30))
 
 
 def _gradients(
@@ -42,8 +52,3 @@ def _gradients(
     leaf = hidden.detach().requires_grad_()
     leaves = [leaf, head.weight] if head.weight.requires_grad else [leaf]
     return list(torch.autograd.grad(loss(leaf, head, batch.labels) / batch.supervised, leaves))
-
-
-def _relative(found: torch.Tensor, truth: torch.Tensor) -> float:
-    norm = torch.linalg.vector_norm
-    return float(norm(found.float() - truth) / norm(truth).clamp_min(1e-30))

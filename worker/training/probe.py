@@ -15,8 +15,7 @@ from worker.training.allocator import OutOfMemory, Peak, peak_of
 from worker.training.batches import Batch
 from worker.training.checkpoint import trainable
 from worker.training.held import Held
-from worker.training.losses import Loss
-from worker.training.model import hidden_states
+from worker.training.losses import Loss, forward_backward
 from worker.training.optimizer import MasterAdamW
 
 # A micro-batch that is within this share of the largest is as good.
@@ -73,8 +72,7 @@ class Probe:
             if accumulating:
                 for weight in trained:
                     weight.grad = torch.zeros_like(weight)
-            total = self.loss(hidden_states(self.model, batch), batch.labels)
-            torch.autograd.backward(total)
+            forward_backward(self.model, batch, self.loss)
             return []
 
         training = self.model.model.training

@@ -4,15 +4,15 @@ And what else a reader needs to trust a result, or to make it again: what the fi
 how far off it took itself to be, the seed, the data, and the versions of all that computed it.
 
 The loss is compared with the unmodified model's own logits, so that anything a family does to its
-logits that we don't know of shows here, before training. Gradients are compared on a slice of rows,
-a smaller one where the device has no memory for more.
+logits that we don't know of shows here, before training. All of it on a slice of the batch, a
+smaller one where the device has no memory for more.
 """
 
 import math
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -33,10 +33,14 @@ from worker.training.allocator import attempt
 from worker.training.batches import Batch
 from worker.training.checkpoint import Position
 from worker.training.model import hidden_states
+from worker.training.parity import in_fp32, relative_error
 
-# Predictions to compare: on CUDA so many that the filter, where training has it, is compared too.
-# Where so many do not fit fewer are tried, since no smaller micro-batch would help.
+# Predictions to compare: on CUDA so many that the filter is compared too, if V D is at least
+# 2^27: below, it saves nothing (`cce_core/kernels/loss.py`). Where so many do not fit fewer are
+# tried; what size a micro-batch can be is not for the receipt to say.
 _ROWS = {"cpu": (256, 64, 16), "cuda": (2048, 256, 64, 16)}
+# A slice is whole sixteens of tokens long, as most training is: Triton compiles anew for others.
+_STEP = 16
 _FILTER_POINTS = 20
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
@@ -82,8 +86,8 @@ def _check(
         loss=ours[0],
         loss_reference=own,
         loss_error=abs(ours[0] - own) / max(abs(own), 1e-12),
-        hidden_grad_error=_error(ours[1][0], truth[1][0]),
-        head_grad_error=_error(ours[1][1], truth[1][1]) if len(truth[1]) > 1 else None,
+        hidden_grad_error=relative_error(ours[1][0], truth[1][0]),
+        head_grad_error=relative_error(ours[1][1], truth[1][1]) if len(truth[1]) > 1 else None,
         tolerance=tolerance,
         filtered=_series([{"step": 0, **filtered_fields(seen)}]),
         **asdict(provenance),
@@ -148,13 +152,12 @@ def _judge(receipt: NumericsReceipt) -> None:
 
 
 def _slice(batch: Batch, rows: int) -> Batch:
-    """The first sequences with so many predictions; of one that has more, as far as they go."""
+    """The first sequences with so many predictions, about as far as it takes; all, if too few."""
     counted = batch.labels[:, 1:] != IGNORE_INDEX
     sequences = int((counted.sum(1).cumsum(0) < rows).sum()) + 1
-    if sequences > 1:
-        return batch.first(sequences)
-    enough = int((counted[0].cumsum(0) < rows).sum()) + 2
-    return batch.first(1, enough)
+    pairs = int((counted[:sequences].sum(0).cumsum(0) < rows).sum()) + 1
+    tokens = pairs + 1  # the last one is but predicted
+    return batch.first(sequences, -(-tokens // _STEP) * _STEP)
 
 
 @torch.no_grad()
@@ -191,9 +194,7 @@ def _ours(
 
 def _truth(head: Head, hidden: torch.Tensor, part: Batch) -> tuple[float, list[torch.Tensor]]:
     """The same in fp32 with full logits, a thousand rows of them at a time: prompts are long."""
-    leaf = hidden.detach().float().requires_grad_()
-    weight = head.weight.detach().float().requires_grad_(head.weight.requires_grad)
-    exact = replace(head, weight=weight, bias=None if head.bias is None else head.bias.float())
+    leaf, exact = hidden.detach().float().requires_grad_(), in_fp32(head)
     loss = baselines.chunked(leaf, exact, part.labels) / part.supervised
     return _with_gradients(loss, leaf, exact)
 
@@ -203,11 +204,6 @@ def _with_gradients(
 ) -> tuple[float, list[torch.Tensor]]:
     leaves = [leaf, head.weight] if head.weight.requires_grad else [leaf]
     return float(loss.detach()), list(torch.autograd.grad(loss, leaves))
-
-
-def _error(ours: torch.Tensor, truth: torch.Tensor) -> float:
-    norm = torch.linalg.vector_norm
-    return float(norm(ours.float() - truth) / norm(truth).clamp_min(1e-30))
 
 
 def _versions(device: torch.device) -> dict[str, str]:

@@ -9,7 +9,7 @@ import torch
 
 from cce_core import baselines
 from worker.bench import ledger as bench
-from worker.bench.ledger_report import Overhead
+from worker.bench.ledger_report import Bar, Overhead
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 TINY = ["--model", "tiny-gemma", "--sequences", "2", "--seq-length", "256", "--steps", "2"]
@@ -84,3 +84,9 @@ def test_overhead_is_a_share_of_the_steps_of_a_job() -> None:
     spent = {"start_seconds": 9.0, "profiled_seconds": 1.0, "step_seconds": 0.5}
     overhead = Overhead(job_steps=500, first_pass_seconds=30.0, **spent)
     assert overhead.share == 10 / 250
+
+
+def test_a_bar_holds_from_its_limit_on_or_below_it() -> None:
+    values = (1.9, 2.0, 2.1, None)
+    assert [Bar("saved", at, 2.0, True).holds for at in values] == [False, True, True, None]
+    assert [Bar("spent", at, 2.0, False).holds for at in values] == [True, False, False, None]

@@ -1,9 +1,14 @@
 """Counted bytes against work whose allocations are known to the byte."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import functional
 
+from worker.settings import WorkerSettings
 from worker.training.allocator import OutOfMemory, Peak, asked_bytes, peak_of
 
 CPU = torch.device("cpu")
@@ -122,3 +127,15 @@ def test_cuda_counts_the_same() -> None:
     found = peak_of(work, torch.device("cuda"))
     assert isinstance(found, Peak)
     assert found.bytes == pytest.approx(8 * MIB, abs=SLACK)
+
+
+def test_counting_leaves_nothing_in_the_log_of_a_trainer() -> None:
+    """Whose last lines are to say why it died."""
+    ended = subprocess.run(
+        [sys.executable, "-c", "from worker.training.allocator import cpu_peak; cpu_peak(list)"],
+        env={**os.environ, **WorkerSettings().trainer_environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=True,
+    )
+    assert ended.stdout.decode() == ""

@@ -12,7 +12,16 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
 from cce_core.models import split
 from service.contract.errors import JobFailure
-from tests.worker.training.support import FAMILIES, ask, chats, make_model, make_spec, resolved
+from tests.worker.training.support import (
+    FAMILIES,
+    ask,
+    chats,
+    make_model,
+    make_spec,
+    resolved,
+    train,
+)
+from worker.events import CheckpointWritten
 from worker.training.batches import Batch
 from worker.training.model import (
     check,
@@ -28,6 +37,8 @@ from worker.training.model import (
 CPU = torch.device("cpu")
 # Which reads neither position ids nor an attention mask: its state runs through a row.
 MAMBA = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2}
+# What a config may have a model give out beside its states, or how.
+WISHES = [{"output_attentions": True}, {"output_hidden_states": True}, {"return_dict": False}]
 BLOOM = {"vocab_size": 97, "hidden_size": 32, "n_layer": 2, "n_head": 4}
 Variant = Callable[..., Path]
 
@@ -75,6 +86,32 @@ def test_a_model_comes_with_its_own_weights_in_the_resolved_dtype(
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, own.state_dict()[name]), name
     assert model.config.to_dict() == {**own.config.to_dict(), "dtype": dtype}
+
+
+@pytest.mark.parametrize("wish", WISHES, ids=str)
+def test_outputs_that_the_config_asks_for_do_not_keep_a_job_from_its_end(
+    variant: Variant, tmp_path: Path, wish: dict[str, bool]
+) -> None:
+    outcome = train(make_spec(tmp_path / "job", variant(**wish), chats(8), checkpoint_every=1))
+    folders = [outcome.result.model]
+    folders += [line.path / "model" for line in outcome.of(CheckpointWritten)]
+    for folder in folders:
+        saved = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        assert saved(torch.ones(1, 4, dtype=torch.int64)).logits.shape == (1, 4, 384)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma2"])
+@pytest.mark.parametrize("wish", WISHES, ids=str)
+def test_training_holds_no_output_but_the_states(
+    tmp_path: Path, family: str, wish: dict[str, bool]
+) -> None:
+    make_model(family).save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wish))
+    spec = make_spec(tmp_path / "job", path.parent, chats(2))
+    parts = split_model(load_model(spec, load_config(spec), resolved(), CPU))
+    output = parts.trunk(torch.ones(1, 4, dtype=torch.int64), use_cache=False)
+    assert list(output) == ["last_hidden_state"]
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end(

@@ -149,10 +149,10 @@ def test_a_frozen_head_has_no_gradient_to_compare(model: Split) -> None:
 
 
 def test_rows_are_the_predictions_compared(model: Split) -> None:
-    """Of so many sequences as it takes, and no more of a single one than suffices."""
+    """256 of so many sequences as it takes, and of each no more sixteens of tokens than suffice."""
     assert receipt.check(model, batch(), CONFIG, ORIGIN).rows == 2 * (12 - 4)
-    assert receipt.check(model, batch(rows=9, length=100), CONFIG, ORIGIN).rows == 3 * (100 - 4)
-    assert receipt.check(model, batch(length=400), CONFIG, ORIGIN).rows == 256
+    assert receipt.check(model, batch(rows=9, length=100), CONFIG, ORIGIN).rows == 3 * (96 - 4)
+    assert receipt.check(model, batch(length=400), CONFIG, ORIGIN).rows == 272 - 4
 
 
 @pytest.mark.gpu
@@ -161,10 +161,9 @@ def test_on_a_gpu_the_filter_is_compared_too() -> None:
     model = make_model("Llama", **sizes, max_position_embeddings=1024).bfloat16().to("cuda")
     held = batch(rows=8, length=704).to(torch.device("cuda"))
     found = receipt.check(split(model), held, LossConfig(implementation="triton"), ORIGIN)
-    assert found.rows == 3 * 700
-    (first,) = found.filtered
-    assert first.step == 0
-    assert first.fallbacks in (0, 1)
+    assert found.rows == 3 * (688 - 4)
+    (first,) = found.filtered  # none where the backward was exact
+    assert 0.0 <= first.p50 <= first.p99 <= 1.0
 
 
 def refuse_more_than(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
@@ -182,11 +181,11 @@ def refuse_more_than(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
 def test_where_memory_is_short_fewer_rows_are_compared(
     model: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refuse_more_than(monkeypatch, 64 + 3)
-    assert receipt.check(model, batch(length=400), CONFIG, ORIGIN).rows == 64
+    refuse_more_than(monkeypatch, 80 - 1)
+    assert receipt.check(model, batch(length=400), CONFIG, ORIGIN).rows == 80 - 4
     monkeypatch.undo()
-    refuse_more_than(monkeypatch, 16 + 3)
-    assert receipt.check(model, batch(length=400), CONFIG, ORIGIN).rows == 16
+    refuse_more_than(monkeypatch, 32 - 1)
+    assert receipt.check(model, batch(length=400), CONFIG, ORIGIN).rows == 32 - 4
 
 
 def test_a_job_without_memory_for_its_receipt_is_tried_at_half_the_micro_batch(
