@@ -39,7 +39,8 @@ from worker.training.parity import in_fp32, relative_error
 # 2^27: below, it saves nothing (`cce_core/kernels/loss.py`). Where so many do not fit fewer are
 # tried; what size a micro-batch can be is not for the receipt to say.
 _ROWS = {"cpu": (256, 64, 16), "cuda": (2048, 256, 64, 16)}
-# A slice is whole sixteens of tokens long, as most training is: Triton compiles anew for others.
+# A slice is whole sixteens of tokens: Triton compiles apart for sizes that are not, and a batch of
+# long sequences has such a size too, so that both take the same kernels.
 _STEP = 16
 _FILTER_POINTS = 20
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
