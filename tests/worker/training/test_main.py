@@ -79,7 +79,7 @@ def test_a_full_device_is_a_failed_line(
     (line,) = told(make_spec(tmp_path, tiny, chats(1)), monkeypatch, error)
     assert isinstance(line, Failed)
     assert line.code == "out_of_memory"
-    assert "2.00 GiB" in line.message
+    assert "2.0 GiB" in line.message
 
 
 def test_anything_else_crashes_and_says_nothing(
