@@ -45,7 +45,9 @@ def _times(ratio: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as m:ss, or h:mm:ss."""
+    """A time as m:ss, or h:mm:ss; one that would be 0:00 in words."""
+    if seconds < 1:
+        return "less than a second"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
