@@ -83,7 +83,7 @@ def compare(
     against: Path | None,
     **fields: Any,
 ) -> None:
-    """Train with every loss at every batch size, and report what each costs."""
+    """Train with every loss at every batch size; report the costs."""
     # Read first: a run takes long, and may write to the same place.
     before = None if against is None else _read(against)
     body = given(losses=[*losses] or None, batch_sizes=[*batch_sizes] or None, **fields)
