@@ -83,7 +83,9 @@ class JobView:
 
     def show(self, update: Update) -> None:
         """Print what is new, and move the bar."""
-        for event in update.events:
+        succeeded = update.job.status is JobStatus.SUCCEEDED
+        # The last event of a success says what `outcome` says below the figures.
+        for event in update.events[:-1] if succeeded else update.events:
             if event.type == "message":
                 self._console.print(event_line(event), soft_wrap=True)
         job, progress = update.job, update.job.progress
