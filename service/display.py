@@ -170,16 +170,8 @@ def ledger_table(ledger: MemoryLedger, phases: StepPhases | None) -> Group:
             "CCE takes: its loss layer, compared with that of the line's loss.",
             "dim",
         ),
-        *([] if phases is None else [phases_line(phases)]),
+        *([] if phases is None else [Text(str(phases), "dim")]),
     )
-
-
-def phases_line(phases: StepPhases) -> Text:
-    """The share of each phase in the time of a step."""
-    seconds = phases.model_dump(exclude={"steps"})
-    total = sum(seconds.values())
-    shares = ", ".join(f"{name} {spent / total:.0%}" for name, spent in seconds.items())
-    return Text(f"A step takes {total:.3g} s: {shares}.", "dim")
 
 
 def _ledger_row(entry: LossMemory, saving: Saving | None) -> tuple[str, ...]:
