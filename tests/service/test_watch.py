@@ -57,7 +57,7 @@ def test_every_event_comes_once_and_the_last_update_has_the_end(api: Client, sto
 
 def test_a_job_that_has_ended_is_told_at_once(api: Client, store: Store) -> None:
     job_id = create(store, org="org-local")
-    store.whichcancel(job_id)
+    store.request_cancel(job_id)
     [update] = follow(api, job_id, meanwhile=lambda: pytest.fail("it waits"))
     assert update.job.status is JobStatus.CANCELLED
     assert len(update.events) == 2
