@@ -80,7 +80,7 @@ def up(
     hub_model: tuple[str, ...],
     api_keys: Path | None,
 ) -> None:
-    """Start Redis, the API and the workers on this machine, until Ctrl-C."""
+    """Start Redis, the API and the workers here, until Ctrl-C."""
     console = Console()
     options = StackOptions(data, host, port, models, hub_model, api_keys)
 
@@ -120,7 +120,7 @@ def _welcome(console: Console, stack: Stack, options: StackOptions) -> None:
 @main.command()
 @click.option("--data", type=FOLDER, help="Where to work; a new folder by default.")
 def demo(data: Path | None) -> None:
-    """Train a small model on Python's documentation, through the HTTP API."""
+    """Train a small model on Python's documentation, over HTTP."""
     folder = data or Path(DATA) / time.strftime("demo-%Y%m%d-%H%M%S")
     keep = f"{_program()} up --data {shlex.quote(str(folder))}"
     run_demo(folder, Console(), keep_line=keep)
@@ -129,7 +129,10 @@ def demo(data: Path | None) -> None:
 @main.command()
 @click.argument("organization")
 def key(organization: str) -> None:
-    """Make an API key for an ORGANIZATION, and the line for the server's file of keys."""
+    """Make an API key for an ORGANIZATION.
+
+    Prints it, and the line for the server's file of keys.
+    """
     try:
         secret, line = make_key(organization)
     except ValueError as error:

@@ -38,6 +38,8 @@ _COSTS = {
 _ERRORS = {
     "hidden_gradient_error": "gradient error",
     "head_gradient_error": "of the head",
+}
+_VALIDATION = {
     "valid_loss": "valid loss",
     "valid_mean_token_accuracy": "accuracy",
 }
@@ -83,7 +85,7 @@ def compare(
     against: Path | None,
     **fields: Any,
 ) -> None:
-    """Train with every loss at every batch size, and report what each costs."""
+    """Train with every loss at every batch size; report the costs."""
     # Read first: a run takes long, and may write to the same place.
     before = None if against is None else _read(against)
     body = given(losses=[*losses] or None, batch_sizes=[*batch_sizes] or None, **fields)
@@ -120,8 +122,10 @@ def compare(
 
 
 def tables(report: ComparisonReport) -> Group:
-    """Every figure of a report."""
-    return Group(_table(report, _COSTS), "", _table(report, _ERRORS))
+    """Every figure of a report; those of a validation file only where there was one."""
+    validated = report.conditions.validation_file_sha256 is not None
+    quality = _ERRORS | _VALIDATION if validated else _ERRORS
+    return Group(_table(report, _COSTS), "", _table(report, quality))
 
 
 def _table(report: ComparisonReport, heads: dict[str, str]) -> FigureTable:

@@ -45,7 +45,9 @@ def _times(ratio: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as m:ss, or h:mm:ss."""
+    """A time as m:ss, or h:mm:ss; one that would be 0:00 in words."""
+    if seconds < 1:
+        return "less than a second"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -81,7 +83,9 @@ class JobView:
 
     def show(self, update: Update) -> None:
         """Print what is new, and move the bar."""
-        for event in update.events:
+        succeeded = update.job.status is JobStatus.SUCCEEDED
+        # The last event of a success says what `outcome` says below the figures.
+        for event in update.events[:-1] if succeeded else update.events:
             if event.type == "message":
                 self._console.print(event_line(event), soft_wrap=True)
         job, progress = update.job, update.job.progress
@@ -166,16 +170,8 @@ def ledger_table(ledger: MemoryLedger, phases: StepPhases | None) -> Group:
             "CCE takes: its loss layer, compared with that of the line's loss.",
             "dim",
         ),
-        *([] if phases is None else [phases_line(phases)]),
+        *([] if phases is None else [Text(str(phases), "dim")]),
     )
-
-
-def phases_line(phases: StepPhases) -> Text:
-    """The share of each phase in the time of a step."""
-    seconds = phases.model_dump(exclude={"steps"})
-    total = sum(seconds.values())
-    shares = ", ".join(f"{name} {spent / total:.0%}" for name, spent in seconds.items())
-    return Text(f"A step takes {total:.3g} s: {shares}.", "dim")
 
 
 def _ledger_row(entry: LossMemory, saving: Saving | None) -> tuple[str, ...]:

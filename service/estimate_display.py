@@ -29,7 +29,7 @@ def _device_view(device: DeviceEstimate) -> Group:
     table = FigureTable("loss", figures=heads)
     for loss in device.losses:
         table.add_row(*_row(loss))
-    return Group(Text(f"\n{_title(device)}", "bold"), table, Text(_footnote(device), "dim"))
+    return Group(Text(f"\n{_title(device)}", "bold"), table, _footnote(device))
 
 
 def _title(device: DeviceEstimate) -> str:
@@ -51,11 +51,12 @@ def _row(loss: LossEstimate) -> tuple[str, ...]:
     return LOSSES[loss.loss], layer, peak, loss.peak_at, largest
 
 
-def _footnote(device: DeviceEstimate) -> str:
+def _footnote(device: DeviceEstimate) -> Text:
+    """What the peak consists of, and the time; prose, which wraps where tables must not."""
     parts = device.components.model_dump()
     held = ", ".join(f"{name.replace('_', ' ')} {size(count)}" for name, count in parts.items())
     time = "unknown" if device.seconds == "unknown" else duration(device.seconds)
-    told = f"Predicted, in bytes: {held}.\nTime: {time}."
-    if device.multiple is None:
-        return told
-    return f"{told} The micro-batch can be {device.multiple:.1f} times that of full logits."
+    told = f"Predicted: {held}.\nTime: {time}."
+    if device.multiple is not None:
+        told += f" The micro-batch can be {device.multiple:.1f} times that of full logits."
+    return Text(told, "dim", overflow="fold", no_wrap=False)

@@ -12,7 +12,10 @@ POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Update:
-    """What one poll brought: the job as it stands, and the events since the last poll."""
+    """What one poll brought: the job as it stands, and the events since the last poll.
+
+    The event of a job's end comes with the job that has ended, as its last one.
+    """
 
     job: Job
     events: list[StoredEvent]
@@ -30,10 +33,13 @@ def follow(
     """
     last: str | None = None
     while True:
-        job = client.job(job_id)
-        # Read after the status, so that the events of the end are there with the end.
+        # Read before the status, so that the event of the end is not told of a job that runs; and
+        # after an end again, so that it is there with the end.
         events = client.events_since(job_id, last)
         last = events[-1].id if events else last
+        job = client.job(job_id)
+        if job.terminal:
+            events += client.events_since(job_id, last)
         yield Update(job, events)
         if job.terminal:
             return

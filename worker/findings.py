@@ -4,6 +4,7 @@ from typing import Any
 
 from service.contract.estimate.record import JobEstimate, MicroBatch
 from service.contract.job import Event
+from service.contract.spec import ResolvedOptions
 from service.contract.units import size
 from worker.events import Estimated, Ledger, MicroBatchSettled, Phases, Receipt, Resolved
 
@@ -20,7 +21,7 @@ def told(line: Finding) -> tuple[Event, dict[str, Any]]:
     """The event of a finding, and the fields of the record that it changes."""
     match line:
         case Resolved():
-            return _event("Options resolved.", line.options), {"resolved": line.options}
+            return _event(_options(line.options), line.options), {"resolved": line.options}
         case MicroBatchSettled():
             micro = line.micro_batch
             changes = {"micro_batch": micro, "resolved": line.options}
@@ -32,11 +33,20 @@ def told(line: Finding) -> tuple[Event, dict[str, Any]]:
         case Receipt():
             return _event("Loss verified.", line.receipt), {"receipt": line.receipt}
         case Phases():
-            return _event("A step timed.", line.phases), {"phases": line.phases}
+            return _event(str(line.phases), line.phases), {"phases": line.phases}
 
 
 def _event(message: str, found: Any) -> Event:
     return Event(message=message, data=found.model_dump())
+
+
+def _options(options: ResolvedOptions) -> str:
+    """What was settled of the training; how the batch is cut is told when that is."""
+    return (
+        f"Options resolved: batch size {options.batch_size}, learning rate"
+        f" {options.learning_rate:.3g}, {options.total_steps} steps, sequences of at most"
+        f" {options.max_seq_length} tokens, {options.dtype}."
+    )
 
 
 def _settled(micro: MicroBatch, batch: int) -> str:

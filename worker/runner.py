@@ -158,7 +158,7 @@ class Runner:
                 )
                 size = DataSize.model_validate(final.model_dump(exclude={"kind"}))
                 event = Event(message=message, data=size.model_dump())
-                self._end(attempt, JobStatus.QUEUED, event, progress=None, data=size)
+                self._end(attempt, JobStatus.QUEUED, event, data=size)
                 self._send(attempt.record.id, TRAIN)
             case Result():
                 publisher.result(final)

@@ -137,6 +137,13 @@ class StepPhases(Frozen):
     backward: float
     optimizer: float
 
+    def __str__(self) -> str:
+        """The share of each phase in the time of a step."""
+        seconds = self.model_dump(exclude={"steps"})
+        total = sum(seconds.values())
+        shares = ", ".join(f"{name} {spent / total:.0%}" for name, spent in seconds.items())
+        return f"A step takes {total:.3g} s: {shares}."
+
 
 class MemoryByCategory(Frozen):
     """What the job's tensors hold on the device, in bytes.

@@ -131,6 +131,18 @@ def test_a_comparison_as_its_figures_come(
     assert saved(page, "comparison.html") == CONTENT
 
 
+def test_a_comparison_without_a_validation_file_has_no_column_for_its_loss(
+    page: Page, server: Server, store: Store
+) -> None:
+    job = started(store, suffix=None, comparison=ASKED, validation_file=None)
+    job.compare(cell("cce", 1, valid_loss=None, valid_mean_token_accuracy=None))
+    page.goto(f"{server.url}/#{job.id}")
+    heads = page.locator("#comparison thead th")
+    expect(heads).to_have_count(6)
+    expect(heads.last).to_have_text("Gradient error")
+    expect(page.locator("#comparison tbody td")).to_have_count(6)
+
+
 def test_a_training_job_after_a_comparison_has_its_cards_again(
     page: Page, server: Server, store: Store
 ) -> None:

@@ -21,6 +21,13 @@ def _headroom(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_the_help_of_no_command_is_cut_in_the_list_of_all() -> None:
+    _, found, commands = _headroom("--help").stdout.partition("Commands:")
+    assert found
+    assert [line for line in commands.strip().splitlines() if not line.endswith(".")] == []
+    assert "..." not in commands
+
+
 def test_a_key_comes_with_the_line_that_the_server_knows_it_by(tmp_path: Path) -> None:
     done = _headroom("key", "acme")
     assert done.returncode == 0

@@ -40,6 +40,14 @@ def test_the_tables_have_a_line_for_each_cell_and_say_what_did_not_fit() -> None
     assert errors[9] == "16 full logits - - - -"
 
 
+def test_without_a_validation_file_there_are_no_columns_for_it() -> None:
+    to = console()
+    to.print(tables(report(validation_file_sha256=None)), soft_wrap=True)
+    _, errors = rows(said(to))
+    assert errors[0] == "batch loss gradient error of the head"
+    assert errors[-1] == "16 CCE 5.00e-03 6.00e-03"
+
+
 def test_losses_have_the_same_digits_whatever_their_size() -> None:
     to, losses = console(), [10.2972, 10.52, 9.0]
     cells = [cell("cce", size, train_losses=(loss,)) for size, loss in enumerate(losses, 1)]

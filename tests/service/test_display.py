@@ -42,9 +42,17 @@ def _shown(what: RenderableType, width: int = 80) -> str:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600 * 25 + 62, "25:01:02")]
+    ("seconds", "text"),
+    [
+        (0, "less than a second"),
+        (0.99, "less than a second"),
+        (1, "0:01"),
+        (59.6, "1:00"),
+        (61, "1:01"),
+        (3600 * 25 + 62, "25:01:02"),
+    ],
 )
-def test_a_time_reads_as_a_clock(seconds: float, text: str) -> None:
+def test_a_time_reads_as_a_clock_unless_it_is_too_short_for_one(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 

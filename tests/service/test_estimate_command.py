@@ -42,9 +42,9 @@ def chat(service_settings: ServiceSettings, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def run(url: str, chat: Path, *arguments: str) -> Result:
+def run(url: str, chat: Path, *arguments: str, columns: int = 200) -> Result:
     job = ["--url", url, "--model", "gemma-2-2b", "--training-file", str(chat)]
-    return CliRunner(env={"COLUMNS": "200"}).invoke(main, ["estimate", *job, *arguments])
+    return CliRunner(env={"COLUMNS": str(columns)}).invoke(main, ["estimate", *job, *arguments])
 
 
 def test_what_a_job_would_need_is_told_for_each_device(url: str, redis: Redis, chat: Path) -> None:
@@ -61,6 +61,13 @@ def test_what_a_job_would_need_is_told_for_each_device(url: str, redis: Redis, c
     assert "weights 4.9 GiB" in done.output
     assert "Time: unknown." in done.output
     assert "times that of full logits" in done.output
+
+
+def test_what_is_held_is_told_within_the_width_of_the_terminal(url: str, chat: Path) -> None:
+    shown = run(url, chat, columns=60).output
+    prose = shown[shown.index("Predicted: weights ") :].splitlines()
+    assert max(map(len, prose)) <= 60 < sum(map(len, prose))
+    assert "bytes" not in shown
 
 
 def test_without_a_worker_it_says_what_is_assumed(url: str, chat: Path) -> None:

@@ -12,7 +12,7 @@ from redis import Redis
 from service import job_commands
 from service.client import ApiError, Client
 from service.contract.files import Files
-from service.contract.job import JobError, JobStatus
+from service.contract.job import Event, JobError, JobStatus
 from service.contract.models import Models
 from service.contract.spec import ComparisonOptions
 from service.contract.storage import Storage
@@ -109,10 +109,12 @@ def test_a_job_that_ends_well_is_watched_to_its_ledger_and_its_model(
 ) -> None:
     claim = start(store, create(store, org="org-local"))
     store.update(claim, memory=LEDGER)
-    result = {"fine_tuned_model": TUNED}
-    store.transition(claim.job_id, JobStatus.SUCCEEDED, EVENT, token=claim.token, **result)
+    result, end = {"fine_tuned_model": TUNED}, Event(message=f"The job succeeded: {TUNED}")
+    store.transition(claim.job_id, JobStatus.SUCCEEDED, end, token=claim.token, **result)
     done = run(job_commands.watch, claim.job_id)
     assert done.exit_code == 0
+    assert EVENT.message in done.output
+    assert done.output.count(TUNED) == 1
     assert "305.0 MiB measured" in done.output
     assert done.output.endswith(f"Succeeded. Model: {TUNED}\n")
 

@@ -1,6 +1,7 @@
 """Following a job to its end, by polling a real server."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from service.contract.job import Event, JobStatus
 from service.contract.store import Claim, Store
 from service.watch import follow
 from tests.service.contract.support import create, take
-from tests.service.support import enqueue
+from tests.service.support import enqueue, start
 
 
 @pytest.fixture
@@ -60,6 +61,27 @@ def test_a_job_that_has_ended_is_told_at_once(api: Client, store: Store) -> None
     [update] = follow(api, job_id, meanwhile=lambda: pytest.fail("it waits"))
     assert update.job.status is JobStatus.CANCELLED
     assert len(update.events) == 2
+
+
+@pytest.mark.parametrize("which", ["job", "events_since"])
+def test_the_event_of_an_end_is_the_last_one_of_the_last_update_and_of_no_other(
+    api: Client, store: Store, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """Wherever the job ends between two requests."""
+    claim = start(store, create(store, org="org-local"))
+    read = getattr(api, which)
+
+    def read_before_the_end(*arguments: Any) -> Any:
+        found = read(*arguments)
+        monkeypatch.setattr(api, which, read)
+        _succeed(store, claim)
+        return found
+
+    monkeypatch.setattr(api, which, read_before_the_end)
+    *earlier, last = follow(api, claim.job_id)
+    assert last.job.status is JobStatus.SUCCEEDED
+    assert last.events[-1].message == "The job succeeded."
+    assert all(event.message != "The job succeeded." for each in earlier for event in each.events)
 
 
 def test_a_job_that_is_not_there_is_an_error(api: Client) -> None:

@@ -36,11 +36,13 @@ class SceneJob:
         model: str = "tiny-llama",
         suffix: str | None = "docs",
         comparison: ComparisonOptions | None = None,
+        validation_file: str | None = "file-validation",
     ) -> None:
         self._store = store
         spec = JobSpec(
             model=model,
             training_file="file-training",
+            validation_file=validation_file,
             suffix=suffix,
             seed=1,
             comparison=comparison,

@@ -36,6 +36,10 @@ from worker.recorder import Recorder
 
 EXACT = SCORED.model_copy(update={"measured_bytes": SCORED.predicted_bytes, "error": -1e-4})
 TINY = SCORED.model_copy(update={"measured_bytes": 4 << 20, "predicted_bytes": 3 << 20})
+RESOLVED = (
+    "Options resolved: batch size 4, learning rate 2e-05, 100 steps, "
+    "sequences of at most 512 tokens, float32."
+)
 SETTLED = (
     "Micro-batches of 6 for a batch of 4, the largest that fits. "
     "That is 3 times what full logits would have allowed."
@@ -61,7 +65,12 @@ def recorder(deployment: Deployment, job_id: str, interval_s: float = 0.0) -> Re
 @pytest.mark.parametrize(
     ("line", "field", "value", "message"),
     [
-        (Resolved(options=OPTIONS), "resolved", OPTIONS, "Options resolved."),
+        (
+            Resolved(options=OPTIONS),
+            "resolved",
+            OPTIONS,
+            RESOLVED,
+        ),
         (
             Estimated(estimate=ESTIMATE),
             "estimate",
@@ -94,7 +103,12 @@ def recorder(deployment: Deployment, job_id: str, interval_s: float = 0.0) -> Re
         ),
         (Ledger(ledger=LEDGER), "memory", LEDGER, "Memory ledger measured."),
         (Receipt(receipt=RECEIPT), "receipt", RECEIPT, "Loss verified."),
-        (Phases(phases=PHASES), "phases", PHASES, "A step timed."),
+        (
+            Phases(phases=PHASES),
+            "phases",
+            PHASES,
+            "A step takes 1.5 s: data 7%, forward 13%, loss 20%, backward 27%, optimizer 33%.",
+        ),
     ],
 )
 def test_what_is_known_of_a_job_is_a_field_and_an_event(

@@ -51,6 +51,15 @@ def test_a_valid_file_queues_the_job_for_training(deployment: Deployment, runner
     assert deployment.store.get(job_id).data.model_dump() == last.data
 
 
+def test_progress_that_was_told_stays_from_the_validation_on(
+    deployment: Deployment, runner: Runner
+) -> None:
+    job_id = deployment.create(["progress", 1, 9], ["validated"], status="validating_files")
+    runner.run(job_id, VALIDATE)
+    record = deployment.store.get(job_id)
+    assert (record.status, record.progress.step) == ("queued", 1)
+
+
 def test_a_faulty_file_fails_the_job_with_every_fault(
     deployment: Deployment, runner: Runner
 ) -> None:

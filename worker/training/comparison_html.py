@@ -36,6 +36,7 @@ def page(report: ComparisonReport) -> str:
     curves = {size: _curves(size, cells) for size, cells in by_size.items()}
     return environment.get_template("comparison.html").render(
         report=report,
+        validated=report.conditions.validation_file_sha256 is not None,
         styles={name: STYLES[name] for name in {cell.loss: None for cell in report.cells}},
         rows=[(cell, _texts(cell)) for cell in report.cells],
         memory=_bars("Peak memory by batch size", by_size, "peak_bytes"),

@@ -5,7 +5,8 @@ import { el } from "./dom.js";
 
 const BASELINE = "full_logits";
 const NONE = "–";
-const COLUMNS = ["Batch size", "Loss", "Peak memory", `Against ${NAMES[BASELINE]}`, "Tokens/s", "Gradient error", "Validation loss"];
+const COLUMNS = ["Batch size", "Loss", "Peak memory", `Against ${NAMES[BASELINE]}`, "Tokens/s", "Gradient error"];
+const VALIDATION = "Validation loss";
 
 /** The comparison in `root`. */
 export class ComparisonView {
@@ -28,18 +29,19 @@ export class ComparisonView {
   }
 
   /** Show a comparison; `note` stands in the place of figures where there are none. */
-  update({ comparison }, note) {
+  update({ comparison, validation_file: validation }, note) {
     const cells = [...this.#cells.values()];
     this.#root.replaceChildren(
       el("p", { class: "plan" }, plan(comparison)),
-      cells.length ? this.#table(cells) : el("p", { class: "muted" }, note),
+      cells.length ? this.#table(cells, validation !== null) : el("p", { class: "muted" }, note),
       ...cells.filter((cell) => cell.note).map(remark),
     );
   }
 
-  #table(cells) {
-    const head = el("tr", {}, ...COLUMNS.map((name) => el("th", { scope: "col" }, name)));
-    const rows = cells.map((cell) => row(cell, this.#cells.get(place(BASELINE, cell.batch_size))));
+  #table(cells, validated) {
+    const names = validated ? [...COLUMNS, VALIDATION] : COLUMNS;
+    const head = el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name)));
+    const rows = cells.map((cell) => row(cell, this.#cells.get(place(BASELINE, cell.batch_size)), validated));
     const table = el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows));
     return el("div", { class: "scroll", role: "region", "aria-label": "Figures", tabindex: 0 }, table);
   }
@@ -53,7 +55,7 @@ function plan({ losses, batch_sizes: sizes, steps }) {
   return `${compared}, at ${unit} ${sizes.join(", ")}: ${count(steps)} steps each, from the same weights on the same data.`;
 }
 
-function row(cell, baseline) {
+function row(cell, baseline, validated) {
   const { peak_bytes: peak, tokens_per_s: speed, gradient_error: gradients, valid_loss: valid } = cell;
   const known = cell !== baseline && peak && baseline?.peak_bytes;
   const texts = [
@@ -64,7 +66,7 @@ function row(cell, baseline) {
     known ? lessOrMore(baseline.peak_bytes / peak).amount : null,
     given(speed, count),
     given(gradients, ({ hidden, head }) => small(Math.max(hidden, head ?? 0))),
-    given(valid, loss),
+    ...(validated ? [given(valid, loss)] : []),
   ];
   return el("tr", { class: cell.loss === "cce" ? "own" : null }, ...texts.map((text) => el("td", {}, text ?? NONE)));
 }

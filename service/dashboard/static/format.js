@@ -49,9 +49,10 @@ export function size(bytes) {
   return `${unit < 2 ? NUMBER.format(value) : value.toFixed(1)} ${UNITS[unit]}`;
 }
 
-/** Seconds as m:ss, or h:mm:ss. */
+/** Seconds as m:ss, or h:mm:ss; what would be 0:00 in words. */
 export function duration(seconds) {
-  const whole = Math.max(0, Math.round(seconds));
+  if (seconds < 1) return "less than a second";
+  const whole = Math.round(seconds);
   const [hours, minutes, rest] = [whole / 3600, (whole / 60) % 60, whole % 60].map(Math.floor);
   const two = (value) => String(value).padStart(2, "0");
   return hours ? `${hours}:${two(minutes)}:${two(rest)}` : `${minutes}:${two(rest)}`;

@@ -141,3 +141,10 @@ def test_a_batch_size_where_nothing_came_to_its_end_has_no_curve() -> None:
     page = Page(comparison_html.page(only))
     assert page.of("polyline") == []
     assert len(page.cells) == 2
+
+
+def test_without_a_validation_file_there_are_no_columns_for_it() -> None:
+    shown = comparison_html.page(report(validation_file_sha256=None))
+    assert "validation loss" not in shown
+    assert {len(row) for row in Page(shown).cells if row} == {9}
+    assert {len(row) for row in Page(comparison_html.page(report())).cells if row} == {11}
