@@ -9,12 +9,12 @@ Backward, the same sweep by columns, each tile of logits made again, in place of
 
     dz = (g_lse exp(z - lse) + g_label [v = y] + g_mean / V) * scale * (1 - (z / softcap)^2)
     dE += dz C[columns]                     accumulated over the whole vocabulary in fp32
-    dC[columns] = sum over rows dz^T E      fp32, each slice written once
+    dC[columns] = sum over rows dz^T E      fp32; of a 16-bit head in a slice, written once
     dbias[columns] = sum over rows dz
 
 No filter: the gradients are exact. Four products instead of the three of full logits, but a tile
 of `LossConfig.scratch_bytes` stays in the cache where N x V logits travel through memory. Held at
-most: two and a half tiles, (columns, D) and, while it runs, (N, D) in fp32.
+most: two and a half tiles and, while it runs, (N, D) in fp32; for a 16-bit head (columns, D) too.
 N rows, V vocabulary, D width.
 """
 
@@ -164,15 +164,16 @@ class _GradientSums:
         self._de = new((grid.n, d), dtype=tiles.dtype) if wanted.e else None
         self._dc = problem.c.new_zeros(problem.c.shape) if wanted.c else None
         self._dbias = new(grid.v, dtype=tiles.dtype) if wanted.bias else None
-        self._slice = new((grid.columns, d), dtype=tiles.dtype) if wanted.c else None
+        apart = wanted.c and problem.c.dtype != tiles.dtype
+        self._slice = new((grid.columns, d), dtype=tiles.dtype) if apart else None
 
     def add(self, dz: torch.Tensor, block: slice, columns: slice) -> None:
         """Add one tile's share."""
         operand = self._tiles.operand(dz)
         if self._de is not None:
             add_product(self._de[block], operand, self._tiles.c(columns), fresh=False)
-        if self._slice is not None:
-            part = self._slice[: len(dz.T)]
+        if self._dc is not None:
+            part = self._dc[columns] if self._slice is None else self._slice[: dz.shape[1]]
             add_product(part, operand.T, self._tiles.e(block), fresh=block.start == 0)
         if self._dbias is not None:
             self._dbias[columns] += dz.sum(0)

@@ -104,9 +104,10 @@ def test_no_storage_grows_with_rows_times_vocabulary(ignored) -> None:
     assert full.bytes == n * v * 4
 
 
-def test_the_process_holds_no_more_than_documented() -> None:
+@pytest.mark.parametrize(("n", "d"), [(2048, 8), (16, 256)])
+def test_the_process_holds_no_more_than_documented(n, d) -> None:
     """Bytes that torch's own allocator reports, summed over time: not only each tensor's."""
-    n, v, d, scratch = 2048, 16384, 8, 2**20
+    v, scratch = 16384, 2**20
     case = make(n, v, d).leaves()
     config = LossConfig(implementation="blocked", scratch_bytes=scratch)
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -119,7 +120,6 @@ def test_the_process_holds_no_more_than_documented() -> None:
             peak = max(peak, live)
     gradients = case.e.grad.nbytes + case.c.grad.nbytes
     assert gradients < peak < gradients + 2.5 * scratch + 32 * 4 * n
-    assert peak < n * v * 4 / 30
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ head is trained, dC = s V D are the gradients that the loss hands on.
                           that is more: the rows that count, dE's lower byte, the filter's masses
                           and 512 columns of logits, N (3 D + V / 64 + 1024), with a frozen head
                           twice as many; and dE, dC
-    cce, blocked          a tile of logits, two more of them with a softcap; a slice of dC in fp32;
-                          and in the order of time the operand, dE in fp32 and its copies; the
-                          rows are those that are supervised, but for the last copies
+    cce, blocked          a tile of logits, two more of them with a softcap; of a 16-bit head a
+                          slice of dC in fp32; and in the order of time the operand, dE in fp32
+                          and its copies; the rows are those that are supervised, but for the
+                          last copies
 
 The reference of `cce_core` is full logits. All but ours cut their rows out of the sequences, which
 copies them where B > 1, s N D; full logits keep the copy only for the gradient of a trained head.
@@ -75,7 +76,7 @@ def _blocked(shape: ModelShape, work: Workload) -> int:
     tile = min(tile, 4 * n * columns)
     operand = 4 if work.device == "cpu" else s
     widened = 4 * columns * d if operand > s else 0  # the tile's rows of the head
-    head = s * head_numbers(shape, work) + (4 * columns * d if work.full else 0)
+    head = s * head_numbers(shape, work) + (4 * columns * d if work.full and s < 4 else 0)
     products = n * (operand + 4) * d + max(widened, 2 * tile if shape.softcap is not None else 0)
     end = n * (operand + 4 + (s if s < 4 else 0)) * d + work.tokens * 2 * s * d
     return tile + head + max(products, end)

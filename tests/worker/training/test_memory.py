@@ -100,14 +100,14 @@ def test_our_loss_costs_its_tiles_and_not_the_logits(ledger: MemoryLedger) -> No
 
 
 def test_more_scratch_is_counted() -> None:
-    """Two and a half tiles are held at most."""
+    """One tile at least, two and a half at most."""
     sizes = 2**16, 2**20
     little, much = (
         by_loss(measured(model(), batch(), replace(CONFIG, scratch_bytes=size)))["cce"]
         for size in sizes
     )
     more = sizes[1] - sizes[0]
-    assert more < much.loss_layer.bytes - little.loss_layer.bytes < 2.5 * more
+    assert more <= much.loss_layer.bytes - little.loss_layer.bytes < 2.5 * more
 
 
 def test_savings_are_against_named_baselines(ledger: MemoryLedger) -> None:
