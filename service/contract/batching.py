@@ -7,6 +7,9 @@ With B `batch_size`, m `micro_batch_size`, a `gradient_accumulation_steps`, each
     m          a = B / m, rounded up: the last micro-batch may be smaller; m is at most B
     neither    m is the largest that fits, at most B; a = B / m, rounded up
 
+No batch has more sequences than the data: a larger B is all of them, cut into as many micro-batches
+as are asked for, or by the m that is.
+
 The gradient of a step is the same however it is cut: losses are summed over all its micro-batches
 and divided by all their predictions.
 """
@@ -80,15 +83,15 @@ def check(spec: JobSpec) -> None:
 def batching(spec: JobSpec, rows: int) -> Batching:
     """The sizes for `rows` sequences of training data; an automatic batch is a 500th of them.
 
-    It has from 1 to 16 sequences, in whole micro-batches as far as those are asked for.
+    That has from 1 to 16 sequences, in whole micro-batches as far as those are asked for.
     """
     asked = _Asked.of(spec)
     unit = (asked.micro or 1) * (asked.steps or 1)
     automatic = min(_MAX_AUTO_BATCH, rows // 500) // unit * unit
     if asked.micro is not None and asked.steps is not None:
         automatic = unit
-    batch = asked.batch or max(unit, automatic)
-    micro = asked.micro or batch // (asked.steps or 1)
+    batch = min(asked.batch or max(unit, automatic), rows)
+    micro = min(asked.micro or -(-batch // (asked.steps or 1)), batch)
     return Batching(batch, micro, open=asked.micro is None and asked.steps is None)
 
 

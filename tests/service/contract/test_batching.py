@@ -36,6 +36,10 @@ def spec(batch: Any = AUTO, micro: Any = AUTO, steps: Any = AUTO) -> JobSpec:
         (AUTO, 64, AUTO, 8_000, Batching(64, 64, open=False)),
         (AUTO, 6, 2, 8_000, Batching(12, 6, open=False)),
         (12, 6, 2, 100, Batching(12, 6, open=False)),
+        (32, AUTO, AUTO, 8, Batching(8, 8, open=True)),
+        (32, AUTO, 4, 7, Batching(7, 2, open=False)),
+        (32, 16, AUTO, 8, Batching(8, 8, open=False)),
+        (AUTO, 4, 4, 8, Batching(8, 4, open=False)),
     ],
 )
 def test_what_is_given_decides_the_rest(
