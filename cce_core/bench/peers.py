@@ -1,4 +1,4 @@
-"""The same loss by others: eager and compiled full logits, torch's own, cut-cross-entropy, Liger.
+"""The same loss by others: full logits, torch's own, cut-cross-entropy, Liger, Quack.
 
 Peers are an extra of the benchmark: one that is not installed, or does not serve a case, is
 reported with the reason.
@@ -80,6 +80,18 @@ def _chunked(case: Case) -> Loss:
     return call
 
 
+def _quack(case: Case) -> Loss:
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy
+
+    def call(e: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        value: torch.Tensor = chunked_linear_cross_entropy(
+            e, c, case.targets, ignore_index=IGNORE_INDEX
+        )
+        return value
+
+    return call
+
+
 def refuses(case: Case, name: str) -> str | None:
     """Why a peer cannot be measured on a case; None if it can."""
     module = MODULES.get(name)
@@ -87,7 +99,7 @@ def refuses(case: Case, name: str) -> str | None:
         return f"{name} is not installed"
     if name == TORCH and not hasattr(functional, "linear_cross_entropy"):
         return f"torch {torch.__version__} has no linear_cross_entropy"
-    if name == TORCH and case.shape.softcap is not None:
+    if name in (TORCH, QUACK) and case.shape.softcap is not None:
         return f"{name} has no softcap"
     return None
 
@@ -103,12 +115,18 @@ def implementations(case: Case, names: Sequence[str]) -> tuple[list[Implementati
 
 
 TORCH = "torch.linear_cross_entropy"
-MODULES = {"cut-cross-entropy": "cut_cross_entropy", "liger-kernel": "liger_kernel"}
+QUACK = "quack-kernels"
+MODULES = {
+    "cut-cross-entropy": "cut_cross_entropy",
+    "liger-kernel": "liger_kernel",
+    QUACK: "quack",
+}
 MAKERS: dict[str, tuple[str, Callable[[Case], Loss]]] = {
     "eager": ("", _full_logits),
     "torch.compile": ("", lambda case: torch.compile(_full_logits(case))),
     TORCH: ("chunked", _chunked),
     "cut-cross-entropy": ("cce", _cut),
     "liger-kernel": ("fused", _liger),
+    QUACK: ("chunked", _quack),
 }
 NAMES = tuple(MAKERS)

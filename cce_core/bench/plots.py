@@ -29,6 +29,7 @@ COLOURS = {
     "torch.linear_cross_entropy": "#2f6690",
     "cut-cross-entropy": "#c8553d",
     "liger-kernel": "#e09f3e",
+    "quack-kernels": "#7b4b94",
 }
 COMPARED = tuple(name for name in COLOURS if name != "headroom blocked")
 

@@ -32,6 +32,12 @@ def test_a_peer_that_cannot_serve_says_why(monkeypatch) -> None:
     assert reasons == ["liger-kernel is not installed", f"{peers.TORCH} has no softcap"]
 
 
+def test_an_installed_quack_refuses_a_softcap(monkeypatch) -> None:
+    monkeypatch.setitem(peers.MODULES, peers.QUACK, "torch")
+    assert peers.refuses(case(softcap=30.0), peers.QUACK) == f"{peers.QUACK} has no softcap"
+    assert peers.refuses(case(), peers.QUACK) is None
+
+
 def test_a_torch_without_its_own_is_named(monkeypatch) -> None:
     monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy")
     reason = peers.refuses(case(), peers.TORCH)
