@@ -14,8 +14,8 @@ from cce_core.kernels.slices import Targets
 class Filter:
     """What is kept, in units of a row's mean upstream gradient, and how much room there is."""
 
-    pair_bar: float = 2.0**-11.5  # a block's share of its row's gradient
-    finer: float = 0.7  # by which that is multiplied where the shares it leaves out pass `left_bar`
+    pair_bar: float = 2.0**-11.3  # a block's share of its row's gradient
+    finer: float = 0.61  # by which that is multiplied where the shares it leaves out pass `left_bar`
     left_bar: float = 3e-3  # a row's root of the sum of their squares, in the rows' square mean
     entry_bar: float = 2.0**-13  # an entry's share
     entries: int | None = None  # length of a row's list; None fills the budget
@@ -29,7 +29,7 @@ class Filter:
     @classmethod
     def of(cls, eps: float) -> "Filter":
         """The bars for a threshold `eps` on an entry's probability; 2**-12 is the default."""
-        return cls(pair_bar=eps * 2.0**0.5, entry_bar=eps / 2)
+        return cls(pair_bar=eps * 2.0**0.7, entry_bar=eps / 2)
 
 
 class Masses(NamedTuple):
