@@ -15,7 +15,7 @@ class Filter:
     """What is kept, in units of a row's mean upstream gradient, and how much room there is."""
 
     pair_bar: float = 2.0**-11.3  # a block's share of its row's gradient
-    finer: float = 0.61  # by which that is multiplied where the shares it leaves out pass `left_bar`
+    finer: float = 0.61  # its factor where the shares that are left out pass `left_bar`
     left_bar: float = 3e-3  # a row's root of the sum of their squares, in the rows' square mean
     entry_bar: float = 2.0**-13  # an entry's share
     entries: int | None = None  # length of a row's list; None fills the budget
