@@ -48,12 +48,14 @@ def value(row: Row, name: str) -> float:
 def _bars(axes: Axes, rows: list[Row], name: str, form: str) -> None:
     """A group of bars a shape, a bar an implementation, its figure above it."""
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
-    width = 0.8 / len(COMPARED)
-    for i, implementation in enumerate(COMPARED):
+    measured = {label(row) for row in rows}
+    compared = [name for name in COMPARED if name in measured]
+    width = 0.8 / len(compared)
+    for i, implementation in enumerate(compared):
         found = {row["shape"]: value(row, name) for row in rows if label(row) == implementation}
         held = [(k, found[shape]) for k, shape in enumerate(shapes) if shape in found]
         bars = axes.bar(
-            [k + (i - (len(COMPARED) - 1) / 2) * width for k, _ in held],
+            [k + (i - (len(compared) - 1) / 2) * width for k, _ in held],
             [height for _, height in held],
             width,
             label=implementation,
@@ -61,7 +63,7 @@ def _bars(axes: Axes, rows: list[Row], name: str, form: str) -> None:
         )
         axes.bar_label(bars, fmt=form, fontsize=5, padding=1)
     axes.set_xticks(range(len(shapes)), [TITLES.get(shape, shape) for shape in shapes])
-    axes.figure.legend(loc="outside upper center", ncols=len(COMPARED), fontsize=7, frameon=False)
+    axes.figure.legend(loc="outside upper center", ncols=len(compared), fontsize=7, frameon=False)
 
 
 def memory(rows: Iterable[Row]) -> Figure:
