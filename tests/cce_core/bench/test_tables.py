@@ -34,4 +34,4 @@ def test_a_case_is_a_line_and_what_was_not_measured_a_dash() -> None:
 def test_the_summary_sets_ours_beside_full_logits() -> None:
     rows = [row(), row(impl="eager", preset="", scratch_mib=30839.0), row(data="flat")]
     (line,) = tables.summary_table(rows).splitlines()[2:]
-    assert line == "| Gemma 2 2B | 30,839 | - | **1,480** | 2.00 | - | - | **2.00** |"
+    assert line == "| Gemma 2 2B | 30,839 | - | **1,480** | 2.00 | - | - | - | **2.00** |"
