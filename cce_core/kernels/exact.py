@@ -29,6 +29,7 @@ from cce_core.kernels.primitives import (
     grouped_tile,
     halves,
     merged,
+    window,
 )
 
 
@@ -310,6 +311,16 @@ def exact_kernel(
     if ASK:
         if (tl.load(exact_ptr) == 0) != LISTED:
             stop = first
+    e_desc = window(e_desc, rows, D, BLOCK_N, BLOCK_L)
+    c_desc = window(c_desc, V, D, BLOCK_V, BLOCK_L)
+    out_desc = window(out_desc, rows, width, BLOCK_N, BLOCK_V // 2)
+    if WITH_DE:
+        dz_rows_desc = window(dz_rows_desc, rows, width, BLOCK_M, BLOCK_K)
+        ck_desc = window(ck_desc, V, D, BLOCK_K, BLOCK_D)
+    if WITH_DC:
+        dz_cols_desc = window(dz_cols_desc, rows, width, BLOCK_K, BLOCK_M)
+        ek_desc = window(ek_desc, rows, D, BLOCK_K, BLOCK_D)
+        dc_desc = window(dc_desc, V, D, BLOCK_M, BLOCK_D // 4)
     arrivals = 0
     ticket_ptr = turn_ptr + 1
     for start in range(first, stop, width):

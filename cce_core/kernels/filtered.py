@@ -163,6 +163,7 @@ def _block_gradient(
         *tail,
         job.unit,
         plan.exact,
+        logit.c.shape[0],
         d,
         turn.first,
         turn.last,

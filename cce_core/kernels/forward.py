@@ -20,7 +20,7 @@ N rows, V vocabulary, D width, T tiles of columns; offsets into (b, i) and (t, i
 import triton
 import triton.language as tl
 
-from cce_core.kernels.primitives import LOG2E, capped, dot, grouped_tile
+from cce_core.kernels.primitives import LOG2E, capped, dot, grouped_tile, window
 
 CLAMP = tl.constexpr(80.0)  # exp(80) * 2**12 < the largest fp32; a row with more is counted again
 
@@ -69,6 +69,8 @@ def forward_kernel(
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    e_desc = window(e_desc, N, D, BLOCK_N, BLOCK_D)
+    c_desc = window(c_desc, V, D, BLOCK_V, BLOCK_D)
     rows = tl.load(rows_ptr)
     if REDO:
         if tl.load(redo_ptr) == 0:

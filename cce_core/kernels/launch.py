@@ -5,11 +5,14 @@ from dataclasses import dataclass
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from cce_core.kernels import tiling
 from cce_core.kernels.tiling import Tilings, interpreted, programs, tilings
 
 
-def describe(tensor: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
-    """A (rows, columns) window on a matrix with a unit last stride."""
+def describe(tensor: torch.Tensor, rows: int, columns: int) -> TensorDescriptor | torch.Tensor:
+    """A (rows, columns) window on a contiguous matrix, which `primitives.window` opens."""
+    if not tiling.host_described(tensor.device):
+        return tensor
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [rows, columns])
 
 

@@ -18,7 +18,7 @@ columns, chunks of PAIRS rows.
 import triton
 import triton.language as tl
 
-from cce_core.kernels.primitives import LOG2E, capped, dot, halves, merged
+from cce_core.kernels.primitives import LOG2E, capped, dot, halves, merged, window
 
 BIG_ENTRY = tl.constexpr(16.0)  # in units of the entry threshold
 
@@ -90,6 +90,9 @@ def pair_logits_kernel(
             stop = base
     if tl.load(exact_ptr) > 0:
         stop = base
+    c_desc = window(c_desc, V, D, BLOCK, BLOCK_D)
+    if WITH_POOL:
+        pool_desc = window(pool_desc, capacity, BLOCK, PAIRS, BLOCK // 4)
     steps = tl.cdiv(D, BLOCK_D)
     for chunk in range(base + tl.program_id(0), stop, PROGRAMS):
         block = tl.load(owner_ptr + chunk)
@@ -164,6 +167,7 @@ def block_gradient_kernel(
     pull_ptr,  # (B, D): G[b] = sum_i tail[b, i] E[i]
     unit_ptr,  # () fp32, the mean |g_lse|
     exact_ptr,
+    V,
     D,
     first_block,
     last_block,
@@ -180,6 +184,8 @@ def block_gradient_kernel(
     if tl.load(exact_ptr) > 0:
         tiles = 0
     base = tl.load(start_ptr + first_block)
+    pool_desc = window(pool_desc, tl.load(start_ptr + last_block) - base, BLOCK, BLOCK_K, BLOCK)
+    dc_desc = window(dc_desc, V, D, BLOCK, BLOCK_D)
     unit = tl.load(unit_ptr)
     for tile in range(tl.program_id(0), tiles, PROGRAMS):
         block = first_block + tile // tiles_d

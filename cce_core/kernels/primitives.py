@@ -35,6 +35,15 @@ def dot(a, b, acc, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def window(matrix, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Boxes of a contiguous (rows, columns) matrix: as the host describes it, or described here."""
+    if isinstance(matrix, tl.tensor_descriptor):
+        return matrix
+    else:
+        return tl.make_tensor_descriptor(matrix, [rows, columns], [columns, 1], [ROWS, COLUMNS])
+
+
+@triton.jit
 def capped(x, cap):
     """Cap * tanh(x / cap) as cap - 2 cap / (exp(2 x / cap) + 1): exact to a few 1e-7 cap."""
     return cap - 2.0 * cap / (tl.exp2(x * (2.0 * LOG2E / cap)) + 1.0)

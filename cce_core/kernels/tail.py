@@ -23,7 +23,7 @@ it out multiplies its residual in the block by mass / (mass - mass[i]), the resi
 import triton
 import triton.language as tl
 
-from cce_core.kernels.primitives import LOG2E, capped, dot, halves
+from cce_core.kernels.primitives import LOG2E, capped, dot, halves, window
 
 
 @triton.jit
@@ -69,6 +69,9 @@ def tail_kernel(
     steps = tl.cdiv(D, BLOCK_D)
     if tl.load(exact_ptr) > 0:
         blocks = 0
+    c_desc = window(c_desc, V, D, BLOCK, BLOCK_D)
+    sample_desc = window(sample_desc, SAMPLE, D, SAMPLE, BLOCK_D)
+    sign_desc = window(sign_desc, SIGNS, D, SIGNS, BLOCK_D)
     sample = tl.arange(0, SAMPLE)
     amiss = tl.zeros((SAMPLE, SIGNS), dtype=tl.float32)
     whole = tl.zeros((SAMPLE, SIGNS), dtype=tl.float32)

@@ -72,7 +72,7 @@ AMPERE = Tilings(
     gradients=Tiling(128, 64, 32, 16, 8, 3, flatten=False),
     hot_logits=Tiling(128, 128, 32, 16, 8, 3, flatten=False),
     pairs=Tiling(64, 128, 32, 1, 8, 3, flatten=False),
-    scatter=Tiling(128, 64, 32, 1, 8, 2, flatten=False),
+    scatter=Tiling(128, 64, 32, 1, 8, 3, flatten=False),
     tail=Tiling(128, 128, 32, 1, 8, 3, flatten=False),
     block=128,
 )
@@ -107,6 +107,16 @@ def of_capability(major: int) -> Tilings:
     8 is Ampere and Ada, 9 Hopper, 10 Blackwell; its desktop cards, 12, have Ada's shared memory.
     """
     return {9: HOPPER, 10: BLACKWELL}.get(major, AMPERE)
+
+
+@lru_cache
+def host_described(device: torch.device) -> bool:
+    """Whether the host describes matrices to kernels: where a copy engine reads descriptors.
+
+    Elsewhere a descriptor of the host's hides that rows are contiguous, so that loads of it are
+    neither wide nor pipelined; kernels describe the matrix themselves. The interpreter takes both.
+    """
+    return interpreted() or torch.cuda.get_device_capability(device)[0] >= 9
 
 
 @lru_cache

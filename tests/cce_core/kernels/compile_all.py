@@ -136,6 +136,8 @@ def exactly(tiles, s, g, *, cap: bool, listed: bool, with_dc: bool):
 def compiled(configuration, architecture: int):
     """The kernel as the launcher compiles it, sizes and addresses being multiples of 16."""
     kernel, boxes, special, constants, warps, stages = configuration
+    if architecture < 90:  # the kernel describes its matrices itself
+        special, boxes = special | dict.fromkeys(boxes, "*bf16"), {}
     names = [parameter.name for parameter in kernel.params]
     signature = {
         name: "constexpr" if name in constants else kind(name, boxes, special) for name in names

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cce_core.config import LossConfig
-from cce_core.kernels import dense, filtering, loss, selection, slices
+from cce_core.kernels import dense, filtering, loss, selection, slices, tiling
 from cce_core.kernels.tiling import tilings
 from cce_core.observe import observed
 from cce_core.problem import Gradients, Head, RowGrads, RowStats, State, Wanted
@@ -307,6 +307,27 @@ def test_the_same_bits_on_each_run() -> None:
         runs.append([*outputs, *p.back(saved)[:2]])
     for again in runs[1:]:
         assert all(torch.equal(one, other) for one, other in zip(runs[0], again, strict=True))
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="one GPU takes one of both; the interpreter all")
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize(
+    ("eps", "hot"), [(None, 1.0), (2.0**-12, 1.0), (2.0**-12, 0.0)], ids=["exact", "listed", "hot"]
+)
+def test_matrices_described_by_the_kernel_give_the_same_bits(
+    options, eps, hot, monkeypatch
+) -> None:
+    """As on Ampere, where no copy engine takes the host's descriptors."""
+    p = problem(*SIZE, **options)
+    monkeypatch.setattr(filtering.Filter, "of", lambda eps: replace(EVERYTHING, hot=hot))
+    runs = []
+    for by_host in (True, False):
+        monkeypatch.setattr(tiling, "host_described", lambda device, by_host=by_host: by_host)
+        outputs, saved = p.run(eps=eps, entropy=True)
+        grads = p.back(saved)
+        runs.append([outputs.lse, outputs.label_logit, outputs.row_max, outputs.entropy, *grads])
+    for one, other in zip(*runs, strict=True):
+        assert one is other is None or torch.equal(one, other)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
