@@ -1,4 +1,7 @@
-"""The vocabulary spread over two real processes, against one process that has it all, in fp64."""
+"""The vocabulary spread over two real processes, against one process that has it all, in fp64.
+
+On CPU over gloo, and on two GPUs, where there are as many, over NCCL.
+"""
 
 import os
 import subprocess
@@ -17,17 +20,26 @@ RANKS = range(len(SPLIT))
 ROUNDING = 8e-3  # of bf16 gradients
 STATISTICS = ("loss", "lse", "label_logit", "row_max", "entropy")
 cases = pytest.mark.parametrize("kind", IMPLEMENTATIONS)
-each_question = pytest.mark.parametrize("name", questions())
+each_question = pytest.mark.parametrize("name", questions("cpu"))
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+TWO_GPUS = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(torch.cuda.device_count() < len(SPLIT), reason="needs two GPUs"),
+    ],
+)
+
+
+@pytest.fixture(scope="module", params=["cpu", TWO_GPUS])
+def results(request, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each rank found."""
     folder = tmp_path_factory.mktemp("ranks")
     program = Path(__file__).with_name("vocabulary_ranks.py")
     ranks = [
         subprocess.Popen(
-            [sys.executable, program, str(rank), folder / "store", folder],
+            [sys.executable, program, str(rank), folder / "store", folder, request.param],
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -46,7 +58,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 
 def truth(name: str) -> dict[str, torch.Tensor]:
-    question = questions()[name]
+    question = questions("cpu")[name]
     question.case = question.case.leaves(torch.float64)
     config = LossConfig(implementation="reference")
     return answer(question, question.case.c, question.case.bias, config)
@@ -88,7 +100,7 @@ def test_each_rank_has_the_gradient_of_its_rows_and_that_of_the_hidden_states(
 def test_torch_compile_and_function_transforms_see_the_sums_over_the_ranks(
     results, transform
 ) -> None:
-    case = questions()["plain"].case.leaves(torch.float64)
+    case = questions("cpu")["plain"].case.leaves(torch.float64)
     expected = linear_cross_entropy(case.e, case.c, case.targets, softcap=4.0)
     expected.backward()
     found = [results[rank]["transformed"][transform] for rank in RANKS]
@@ -117,6 +129,7 @@ def test_a_replicated_dtensor_is_a_head_like_any_other(results) -> None:
             assert error(got[key], expected[key]) < ROUNDING
 
 
+@pytest.mark.parametrize("results", ["cpu"], indirect=True)
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -137,5 +150,6 @@ def test_every_rank_hears_what_was_got_and_what_is_expected(results, name, said)
         assert said in results[rank]["errors"][name]
 
 
+@pytest.mark.parametrize("results", ["cpu"], indirect=True)
 def test_shards_as_torch_chunks_them(results) -> None:
     assert [results[rank]["chunked"] for rank in RANKS] == [(0, 5), (3, 5)]

@@ -1,6 +1,7 @@
-"""One rank of a group of two on CPU: computes the cases of the parallel loss, and saves them.
+"""One rank of a group of two: computes the cases of the parallel loss, and saves them.
 
-A program of its own, of which the tests start two: rank, file of the store, folder of the results.
+A program of its own, of which the tests start two: rank, file of the store, folder of the results,
+cpu (over gloo) or cuda (a GPU each, over NCCL).
 """
 
 import sys
@@ -19,6 +20,7 @@ from tests.cce_core.problems import Case, make
 
 SPLIT = (32, 13)  # of 45 rows
 IMPLEMENTATIONS = ("reference", "blocked", "triton")
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 
 
 @dataclass
@@ -35,15 +37,14 @@ class Question:
         return linear_cross_entropy(e, c, targets, bias, **options, config=config, **shard)
 
 
-def questions() -> dict[str, Question]:
-    weights = torch.rand(3, 7, generator=torch.Generator().manual_seed(0))
+def questions(device: str) -> dict[str, Question]:
+    weights = torch.rand(3, 7, generator=torch.Generator().manual_seed(0)).to(device)
     everything = {"softcap": 4.0, "logit_scale": 1.5, "label_smoothing": 0.2, "z_loss": 0.01}
     everything |= {"shift": 1, "weights": weights, "num_items": 50}
 
     def posed(*, ignored: float = 0.3, bias: bool = False, **options: Any) -> Question:
-        return Question(
-            make(21, sum(SPLIT), 16, torch.bfloat16, ignored=ignored, bias=bias), options
-        )
+        case = make(21, sum(SPLIT), 16, torch.bfloat16, ignored=ignored, bias=bias)
+        return Question(case.to(torch.device(device)), options)
 
     return {
         "plain": posed(),
@@ -60,7 +61,8 @@ def answer(
     """Loss, statistics and gradients; `c` and `bias` are leaves."""
     question.case.e = question.case.e.detach().requires_grad_()
     out = question.ask(c, bias, config, **shard)
-    (out.loss * torch.arange(1, 1 + out.loss.numel()).view(out.loss.shape)).sum().backward()
+    place = torch.arange(1, 1 + out.loss.numel(), device=out.loss.device)
+    (out.loss * place.view(out.loss.shape)).sum().backward()
     grads = {"de": question.case.e.grad, "dc": c.grad, "dbias": None if bias is None else bias.grad}
     return {k: v.detach() for k, v in (vars(out) | grads).items() if v is not None}
 
@@ -69,7 +71,7 @@ def mine(tensor: torch.Tensor | None, rank: int) -> torch.Tensor | None:
     return None if tensor is None else tensor.detach().split(SPLIT)[rank].clone().requires_grad_()
 
 
-def sharded(rank: int) -> dict[str, dict[str, torch.Tensor]]:
+def sharded(rank: int, device: str) -> dict[str, dict[str, torch.Tensor]]:
     """Every question, by every implementation, on two shards of different sizes."""
     shard = VocabularyShard.stacked(SPLIT[rank])
     return {
@@ -80,12 +82,12 @@ def sharded(rank: int) -> dict[str, dict[str, torch.Tensor]]:
             LossConfig(implementation=kind),
             vocab_shard=shard,
         )
-        for name, q in questions().items()
+        for name, q in questions(device).items()
         for kind in IMPLEMENTATIONS
     }
 
 
-def transformed(rank: int) -> dict[str, dict[str, torch.Tensor]]:
+def transformed(rank: int, device: str) -> dict[str, dict[str, torch.Tensor]]:
     """Under torch.compile, whole, and under torch.func.grad."""
     shard = VocabularyShard.stacked(SPLIT[rank])
     config = LossConfig(implementation="blocked")
@@ -93,7 +95,7 @@ def transformed(rank: int) -> dict[str, dict[str, torch.Tensor]]:
     def loss(e: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         return linear_cross_entropy(e, c, targets, softcap=4.0, vocab_shard=shard, config=config)
 
-    case = questions()["plain"].case
+    case = questions(device)["plain"].case
     e, c, targets = case.e.requires_grad_(), mine(case.c, rank), case.targets
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(e, c)
     compiled.backward()
@@ -104,12 +106,12 @@ def transformed(rank: int) -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
-def placed() -> dict[str, dict[str, torch.Tensor]]:
+def placed(device: str) -> dict[str, dict[str, torch.Tensor]]:
     """The head as a DTensor."""
-    mesh = init_device_mesh("cpu", (len(SPLIT),))
+    mesh = init_device_mesh(device, (len(SPLIT),))
     found = {}
     for name, placement in {"shard": Shard(0), "replicate": Replicate()}.items():
-        question = questions()["everything"]
+        question = questions(device)["everything"]
         c, bias = (
             distribute_tensor(x.detach(), mesh, [placement]).requires_grad_()
             for x in (question.case.c, question.case.bias)
@@ -126,7 +128,7 @@ def placed() -> dict[str, dict[str, torch.Tensor]]:
 def errors(rank: int) -> dict[str, str]:
     """What is said about calls that cannot be served."""
     mesh = init_device_mesh("cpu", (len(SPLIT),))
-    question = questions()["bias"]
+    question = questions("cpu")["bias"]
     whole, bias = question.case.c.detach(), question.case.bias.detach()
     rows = distribute_tensor(whole, mesh, [Shard(0)])
     total = len(whole)
@@ -158,19 +160,30 @@ def errors(rank: int) -> dict[str, str]:
     return found
 
 
+def on_cpu(results: Any) -> Any:
+    """The same results, readable where there is no such device."""
+    if isinstance(results, dict):
+        return {name: on_cpu(value) for name, value in results.items()}
+    return results.cpu() if isinstance(results, torch.Tensor) else results
+
+
 def main() -> None:
-    rank, store, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    rank, store, folder, device = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=len(SPLIT))
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+    dist.init_process_group(
+        BACKENDS[device], init_method=f"file://{store}", rank=rank, world_size=len(SPLIT)
+    )
     chunk = VocabularyShard.chunked(5)
     results = {
-        "sharded": sharded(rank),
-        "transformed": transformed(rank),
-        "placed": placed(),
-        "errors": errors(rank),
+        "sharded": sharded(rank, device),
+        "transformed": transformed(rank, device),
+        "placed": placed(device),
+        "errors": errors(rank) if device == "cpu" else {},
         "chunked": (chunk.first, chunk.total),
     }
-    torch.save(results, folder / f"{rank}.pt")
+    torch.save(on_cpu(results), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
