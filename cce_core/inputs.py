@@ -83,11 +83,12 @@ def check(
     length = targets.shape[-1] if targets.ndim > 0 else 1
     layout = Layout(targets.shape, min(objective.shift, length))
     vocabulary = len(c) if shard is None else shard.total
-    rows = torch.where(targets == objective.ignore_index, -1, targets.long())
-    outside = ((rows < 0) & (targets != objective.ignore_index)) | (rows >= vocabulary)
+    labels = targets.long()  # first: torch wraps a number that the narrower dtype cannot hold
+    ignored = labels == objective.ignore_index
+    outside = ~ignored & ((labels < 0) | (labels >= vocabulary))
     poison = _check_targets(targets, outside, vocabulary, objective)
     wanted = Wanted(mean=objective.label_smoothing > 0, entropy=entropy)
-    rows = layout.to_rows(rows.masked_fill(outside, -1), -1)
+    rows = layout.to_rows(labels.masked_fill(ignored | outside, -1), -1)
     problem = Problem(e.reshape(-1, e.shape[-1]), c, bias, rows, objective.head, wanted)
     return Inputs(
         problem,

@@ -80,23 +80,24 @@ def batch_loss(
     Args:
         losses: (N,), zero where a row does not count.
         counted: (N,) bool.
-        weights: (N,) or None.
+        weights: (N,) or None; of any dtype, and any value where a row does not count.
         num_items: The mean's denominator, or None for the weights' sum.
         reduction: "none" returns (N,), the others ().
 
     Returns:
-        The loss; zero where the denominator is zero.
+        The loss. Where the denominator is zero, the sum: zero, if nothing counts.
     """
     if weights is not None:
-        losses = losses * weights.to(losses.dtype)
+        weights = weights.to(losses.dtype).masked_fill(~counted, 0)
+        losses = losses * weights
     if reduction == "none":
         return losses
     total = losses.sum()
     if reduction == "sum":
         return total
-    if isinstance(num_items, int):
-        return total / (num_items or 1)
     if num_items is None:
-        num_items = counted.sum() if weights is None else (weights * counted).sum()
+        num_items = counted.sum() if weights is None else weights.sum()
+    if not isinstance(num_items, torch.Tensor):
+        return total / (num_items or 1)
     count = num_items.reshape(()).to(total.dtype)
     return total / torch.where(count == 0, 1.0, count)

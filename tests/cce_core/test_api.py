@@ -82,6 +82,16 @@ def test_another_ignore_index() -> None:
     )
 
 
+def test_a_label_that_the_ignored_index_would_be_in_eight_bits_counts() -> None:
+    """-100 in uint8 is 156."""
+    case = make(6, 200, 5)
+    case.targets[2] = 156
+    got = linear_cross_entropy(case.e, case.c, case.targets.to(torch.uint8), reduction="none")
+    expected = linear_cross_entropy(case.e, case.c, case.targets, reduction="none")
+    assert got[2] > 0
+    assert torch.equal(got, expected)
+
+
 @both
 def test_row_weights_stand_at_their_targets(config) -> None:
     e, c, targets = sequences()
@@ -96,6 +106,28 @@ def test_row_weights_stand_at_their_targets(config) -> None:
     torch.testing.assert_close(
         linear_cross_entropy(e, c, targets, **options), total / (weights * kept).sum()
     )
+
+
+def test_row_weights_of_16_bits_are_added_up_in_32() -> None:
+    e, c, targets = sequences(batch=40, ignored=0.0)
+    weights = torch.rand(targets.shape).bfloat16()
+    torch.testing.assert_close(
+        linear_cross_entropy(e, c, targets, weights=weights),
+        linear_cross_entropy(e, c, targets, weights=weights.float()),
+    )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("weight", [float("inf"), float("nan")])
+def test_the_weight_of_a_target_that_does_not_count_is_no_matter(weight, reduction) -> None:
+    """As 1 / length is for a sequence of which nothing counts."""
+    e, c, targets = sequences()
+    targets[0] = IGNORE_INDEX
+    weights = torch.ones(targets.shape)
+    expected = linear_cross_entropy(e, c, targets, weights=weights, reduction=reduction)
+    weights[0] = weight
+    got = linear_cross_entropy(e, c, targets, weights=weights, reduction=reduction)
+    assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("num_items", [40, torch.tensor(40), torch.tensor([40.0])])
