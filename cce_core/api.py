@@ -9,7 +9,14 @@ from cce_core import parallel, reference
 from cce_core.autograd import row_statistics
 from cce_core.config import FilterEps, LossConfig, replacement
 from cce_core.inputs import check
-from cce_core.objective import IGNORE_INDEX, Objective, Reduction, batch_loss, row_losses
+from cce_core.objective import (
+    IGNORE_INDEX,
+    Objective,
+    Reduction,
+    batch_loss,
+    check_num_items,
+    row_losses,
+)
 from cce_core.parallel import VocabularyShard
 from cce_core.problem import Problem, RowStats
 
@@ -100,16 +107,13 @@ def linear_cross_entropy(
             for them: one that is out of range makes the loss NaN instead.
         ImplementationUnavailable: `config` names an implementation that cannot serve this call.
     """
-    if impl is not None:
-        raise ValueError(
-            f"impl is not an argument here, config is; got {impl!r}{replacement(impl)}"
-        )
+    _refuse(impl)
     objective = Objective(
         ignore_index=ignore_index,
         softcap=softcap,
         logit_scale=1.0 if logit_scale is None else logit_scale,
         reduction=reduction,
-        shift=int(shift),
+        shift=shift,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
     )
@@ -144,10 +148,7 @@ def evaluate(
     vocab_shard: VocabularyShard | None = None,
 ) -> LossOutput:
     """The same with the options as one object; see `linear_cross_entropy`."""
-    if num_items is not None and objective.reduction != "mean":
-        raise ValueError(
-            f"num_items is what reduction='mean' divides by; got reduction={objective.reduction!r}"
-        )
+    check_num_items(num_items, objective.reduction)
     shard = parallel.shard_of(c, vocab_shard)
     c, bias, e, targets, weights = parallel.local_parts(
         c, bias, e=e, targets=targets, weights=weights
@@ -198,14 +199,16 @@ class LinearCrossEntropy(nn.Module):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         config: LossConfig | None = None,
+        impl: None = None,
     ) -> None:
         super().__init__()
+        _refuse(impl)
         self.objective = Objective(
             ignore_index=ignore_index,
             softcap=softcap,
             logit_scale=1.0 if logit_scale is None else logit_scale,
             reduction=reduction,
-            shift=int(shift),
+            shift=shift,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
         )
@@ -242,6 +245,15 @@ class LinearCrossEntropy(nn.Module):
         return f"{self.objective}, {self.config}"
 
 
+def _refuse(impl: object) -> None:
+    if impl is not None:
+        raise ValueError(
+            f"impl is not an argument here, config is; got {impl!r}{replacement(impl)}"
+        )
+
+
 def _resolved(config: LossConfig | None, filter_eps: FilterEps) -> LossConfig:
     config = config if config is not None else LossConfig()
+    if not isinstance(config, LossConfig):
+        raise TypeError(f"config must be a LossConfig or None; got {config!r}")
     return config if filter_eps == "auto" else replace(config, filter_eps=filter_eps)

@@ -72,8 +72,9 @@ def check(
         TypeError: A dtype is not what is expected.
         ValueError: A shape, device or target is not what is expected.
     """
+    _check_tensors(e=e, c=c, targets=targets, bias=bias, weights=weights)
     e, c = _autocast(e, c)
-    _check_dtypes(e, c, targets)
+    _check_dtypes(e, c, targets, bias, weights)
     _check_shapes(e, c, targets, bias, weights)
     if shard is not None and shard.first + len(c) > shard.total:
         raise ValueError(
@@ -81,7 +82,7 @@ def check(
             f"got a c of {len(c)} rows"
         )
     length = targets.shape[-1] if targets.ndim > 0 else 1
-    layout = Layout(targets.shape, min(objective.shift, length))
+    layout = Layout(targets.shape, min(int(objective.shift), length))
     vocabulary = len(c) if shard is None else shard.total
     labels = targets.long()  # first: torch wraps a number that the narrower dtype cannot hold
     ignored = labels == objective.ignore_index
@@ -107,9 +108,25 @@ def _autocast(e: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     return e.to(dtype), c.to(dtype)
 
 
-def _check_dtypes(e: torch.Tensor, c: torch.Tensor, targets: torch.Tensor) -> None:
-    if not e.is_floating_point():
-        raise TypeError(f"e must have a floating-point dtype; got {e.dtype}")
+def _check_tensors(**given: object) -> None:
+    """Raise for what is no tensor, such as a number that another signature has at this place."""
+    optional = ("bias", "weights")
+    for name, value in given.items():
+        if not isinstance(value, torch.Tensor) and not (value is None and name in optional):
+            expected = "a tensor or None" if name in optional else "a tensor"
+            got = f"{type(value).__name__} {value!r:.40}"
+            raise TypeError(f"{name} must be {expected}; got {got}")
+
+
+def _check_dtypes(
+    e: torch.Tensor,
+    c: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    weights: torch.Tensor | None,
+) -> None:
+    if not e.is_floating_point() or e.dtype.itemsize < 2:
+        raise TypeError(f"e must have a floating-point dtype of 16 bits or more; got {e.dtype}")
     if e.dtype != c.dtype:
         raise TypeError(
             f"e and c must have one dtype; got {e.dtype} and {c.dtype}: "
@@ -117,6 +134,10 @@ def _check_dtypes(e: torch.Tensor, c: torch.Tensor, targets: torch.Tensor) -> No
         )
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise TypeError(f"targets must have an integer dtype; got {targets.dtype}")
+    if bias is not None and not bias.is_floating_point():
+        raise TypeError(f"bias must have a floating-point dtype; got {bias.dtype}")
+    if weights is not None and weights.is_complex():
+        raise TypeError(f"weights must have a real dtype; got {weights.dtype}")
 
 
 def _check_shapes(
