@@ -8,7 +8,7 @@ from torch import nn
 from cce_core import parallel, reference
 from cce_core.autograd import row_statistics
 from cce_core.config import FilterEps, LossConfig, replacement
-from cce_core.inputs import check
+from cce_core.inputs import check, without_autocast
 from cce_core.objective import (
     IGNORE_INDEX,
     Objective,
@@ -178,7 +178,7 @@ def _statistics(problem: Problem, shard: VocabularyShard | None, config: LossCon
     if shard is not None:
         return parallel.row_statistics(problem, shard, lambda own: _statistics(own, None, config))
     if config.implementation == "reference":
-        with torch.autocast(problem.e.device.type, enabled=False):
+        with without_autocast(problem.e.device):
             return reference.row_statistics(problem)
     return row_statistics(problem, config)
 

@@ -4,9 +4,12 @@ A shift never slices E, which would cost a copy of it: the labels move instead, 
 of each sequence, which have no label, do not count.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch._C import _functorch
+from torch._subclasses.fake_tensor import is_fake
 
 from cce_core.objective import Objective
 from cce_core.parallel import VocabularyShard
@@ -99,10 +102,20 @@ def check(
     )
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Turn autocast off, on a device that has it."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
 def _autocast(e: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Cast as autocast casts the operands of a linear layer."""
     device = e.device.type
-    if not torch.is_autocast_enabled(device) or torch.float64 in (e.dtype, c.dtype):
+    available = torch.amp.is_autocast_available(device)  # not on meta
+    if not (available and torch.is_autocast_enabled(device)):
+        return e, c
+    if torch.float64 in (e.dtype, c.dtype):
         return e, c
     dtype = torch.get_autocast_dtype(device)
     return e.to(dtype), c.to(dtype)
@@ -167,7 +180,7 @@ def _check_targets(
     targets: torch.Tensor, outside: torch.Tensor, v: int, objective: Objective
 ) -> torch.Tensor | None:
     """Raise where the host can know without waiting; else return the faulty targets."""
-    if targets.device.type != "cpu" or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not _legible(targets):
         return outside
     if bool(outside.any()):
         place = outside.nonzero()[0].tolist()
@@ -176,6 +189,17 @@ def _check_targets(
             f"got {int(targets[tuple(place)])} at position {place}"
         )
     return None
+
+
+def _legible(targets: torch.Tensor) -> bool:
+    """Whether the host can read the targets at once: none of a device's, a tracer's or a vmap's."""
+    if targets.device.type != "cpu" or is_fake(targets):
+        return False
+    while _functorch.is_functorch_wrapped_tensor(targets):
+        if _functorch.is_batchedtensor(targets):
+            return False
+        targets = _functorch.get_unwrapped(targets)
+    return True
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -1,8 +1,11 @@
 """The public function: reductions, options, shapes and the errors a caller can cause."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import cce_core
 from cce_core import IGNORE_INDEX, LinearCrossEntropy, LossConfig, linear_cross_entropy
@@ -233,6 +236,20 @@ def test_integer_targets_of_any_width() -> None:
     assert torch.equal(
         linear_cross_entropy(e, c, targets.to(torch.int16)), linear_cross_entropy(e, c, targets)
     )
+
+
+@both
+@pytest.mark.parametrize("kind", ["meta", "fake"])
+def test_shapes_are_found_without_data(kind, config) -> None:
+    context = FakeTensorMode() if kind == "fake" else nullcontext()
+    with context:
+        place = {"device": "meta" if kind == "meta" else "cpu"}
+        e, c = (torch.empty(shape, **place).requires_grad_() for shape in ((3, 7, 5), (31, 5)))
+        targets = torch.empty(3, 7, dtype=torch.long, **place)
+        losses = linear_cross_entropy(e, c, targets, shift=1, reduction="none", config=config)
+        losses.sum().backward()
+    assert losses.shape == targets.shape
+    assert (e.grad.shape, c.grad.shape) == (e.shape, c.shape)
 
 
 def test_the_module_is_the_function() -> None:
