@@ -72,6 +72,14 @@ def test_a_vmap_over_the_targets_too_is_refused() -> None:
         torch.vmap(torch.func.grad(loss))(case.e.detach(), case.targets)
 
 
+def test_many_upstreams_at_once_are_refused() -> None:
+    case = small_case()
+    losses = linear_cross_entropy(case.e, case.c, case.targets, reduction="none", config=SMALL)
+    rows = torch.eye(len(losses), dtype=torch.float64)
+    with pytest.raises(NotImplementedError, match="takes no vmap"):
+        torch.autograd.grad(losses, case.e, rows, is_grads_batched=True)
+
+
 def test_the_reference_has_a_gradient_for_each_row() -> None:
     case = small_case()
 
