@@ -67,7 +67,7 @@ def linear_cross_entropy(
     targets, V the vocabulary, D the width.
 
     Args:
-        e: (..., D) hidden states, any floating dtype; with `shift` the last dimension before D is
+        e: (..., D) hidden states, of 16 to 64 bits; with `shift` the last dimension before D is
             the sequence.
         c: (V, D) head weight, of e's dtype (or any under autocast, which then casts both).
         targets: e.shape[:-1] integers in [0, V), or `ignore_index`.
@@ -102,9 +102,9 @@ def linear_cross_entropy(
 
     Raises:
         TypeError: A dtype is not what is expected.
-        ValueError: A shape, device, option or target is not what is expected. On a CUDA device
-            (and under torch.compile) targets are not looked at, since the host would have to wait
-            for them: one that is out of range makes the loss NaN instead.
+        ValueError: A shape, device, option or target is not what is expected. Where the host would
+            have to wait for the targets or cannot read them (on a CUDA device, under torch.compile
+            or another tracer, under vmap) one that is out of range makes the loss NaN instead.
         ImplementationUnavailable: `config` names an implementation that cannot serve this call.
     """
     _refuse(impl)
