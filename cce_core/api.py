@@ -8,8 +8,15 @@ from torch import nn
 from cce_core import parallel, reference
 from cce_core.autograd import row_statistics
 from cce_core.config import FilterEps, LossConfig, replacement
-from cce_core.inputs import check
-from cce_core.objective import IGNORE_INDEX, Objective, Reduction, batch_loss, row_losses
+from cce_core.inputs import check, without_autocast
+from cce_core.objective import (
+    IGNORE_INDEX,
+    Objective,
+    Reduction,
+    batch_loss,
+    check_num_items,
+    row_losses,
+)
 from cce_core.parallel import VocabularyShard
 from cce_core.problem import Problem, RowStats
 
@@ -60,7 +67,7 @@ def linear_cross_entropy(
     targets, V the vocabulary, D the width.
 
     Args:
-        e: (..., D) hidden states, any floating dtype; with `shift` the last dimension before D is
+        e: (..., D) hidden states, of 16 to 64 bits; with `shift` the last dimension before D is
             the sequence.
         c: (V, D) head weight, of e's dtype (or any under autocast, which then casts both).
         targets: e.shape[:-1] integers in [0, V), or `ignore_index`.
@@ -95,21 +102,18 @@ def linear_cross_entropy(
 
     Raises:
         TypeError: A dtype is not what is expected.
-        ValueError: A shape, device, option or target is not what is expected. On a CUDA device
-            (and under torch.compile) targets are not looked at, since the host would have to wait
-            for them: one that is out of range makes the loss NaN instead.
+        ValueError: A shape, device, option or target is not what is expected. Where the host would
+            have to wait for the targets or cannot read them (on a CUDA device, under torch.compile
+            or another tracer, under vmap) one that is out of range makes the loss NaN instead.
         ImplementationUnavailable: `config` names an implementation that cannot serve this call.
     """
-    if impl is not None:
-        raise ValueError(
-            f"impl is not an argument here, config is; got {impl!r}{replacement(impl)}"
-        )
+    _refuse(impl)
     objective = Objective(
         ignore_index=ignore_index,
         softcap=softcap,
         logit_scale=1.0 if logit_scale is None else logit_scale,
         reduction=reduction,
-        shift=int(shift),
+        shift=shift,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
     )
@@ -144,10 +148,7 @@ def evaluate(
     vocab_shard: VocabularyShard | None = None,
 ) -> LossOutput:
     """The same with the options as one object; see `linear_cross_entropy`."""
-    if num_items is not None and objective.reduction != "mean":
-        raise ValueError(
-            f"num_items is what reduction='mean' divides by; got reduction={objective.reduction!r}"
-        )
+    check_num_items(num_items, objective.reduction)
     shard = parallel.shard_of(c, vocab_shard)
     c, bias, e, targets, weights = parallel.local_parts(
         c, bias, e=e, targets=targets, weights=weights
@@ -177,7 +178,7 @@ def _statistics(problem: Problem, shard: VocabularyShard | None, config: LossCon
     if shard is not None:
         return parallel.row_statistics(problem, shard, lambda own: _statistics(own, None, config))
     if config.implementation == "reference":
-        with torch.autocast(problem.e.device.type, enabled=False):
+        with without_autocast(problem.e.device):
             return reference.row_statistics(problem)
     return row_statistics(problem, config)
 
@@ -198,14 +199,16 @@ class LinearCrossEntropy(nn.Module):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         config: LossConfig | None = None,
+        impl: None = None,
     ) -> None:
         super().__init__()
+        _refuse(impl)
         self.objective = Objective(
             ignore_index=ignore_index,
             softcap=softcap,
             logit_scale=1.0 if logit_scale is None else logit_scale,
             reduction=reduction,
-            shift=int(shift),
+            shift=shift,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
         )
@@ -242,6 +245,15 @@ class LinearCrossEntropy(nn.Module):
         return f"{self.objective}, {self.config}"
 
 
+def _refuse(impl: object) -> None:
+    if impl is not None:
+        raise ValueError(
+            f"impl is not an argument here, config is; got {impl!r}{replacement(impl)}"
+        )
+
+
 def _resolved(config: LossConfig | None, filter_eps: FilterEps) -> LossConfig:
     config = config if config is not None else LossConfig()
+    if not isinstance(config, LossConfig):
+        raise TypeError(f"config must be a LossConfig or None; got {config!r}")
     return config if filter_eps == "auto" else replace(config, filter_eps=filter_eps)

@@ -128,6 +128,7 @@ def _no_vmap(*_arguments: Any) -> Any:
 
 for _name in ("row_statistics", "row_gradients"):
     torch.library.register_vmap(f"cce_core::{_name}", _no_vmap, lib=operators.library)
+    operators.kernel(_name, "Batched")(_no_vmap)  # the older vmap, of torch.autograd itself
 
 
 def row_statistics(problem: Problem, config: LossConfig) -> RowStats:

@@ -30,9 +30,10 @@ def choice_error(name: str, got: object, allowed: tuple[str, ...]) -> ValueError
 
 def replacement(name: object) -> str:
     """What to pass instead of one of cut_cross_entropy's names, as the end of a message."""
-    if not isinstance(name, str) or name not in REPLACEMENTS:
+    word = str(getattr(name, "name", name)).lower()  # theirs may be a member of their enum
+    if word not in REPLACEMENTS:
         return ""
-    return f" (cut_cross_entropy's name: pass config={REPLACEMENTS[name]} instead)"
+    return f" (cut_cross_entropy's name: pass config={REPLACEMENTS[word]} instead)"
 
 
 @dataclass(frozen=True)
@@ -87,4 +88,5 @@ def check_filter_eps(value: FilterEps) -> None:
     if value is None or value == "auto":
         return
     if not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ValueError(f"filter_eps must be 'auto', None or in [0, 1); got {value!r}")
+        theirs = " (cut_cross_entropy's name: pass 'auto' instead)" if str(value) == "high" else ""
+        raise ValueError(f"filter_eps must be 'auto', None or in [0, 1); got {value!r}{theirs}")

@@ -4,9 +4,12 @@ A shift never slices E, which would cost a copy of it: the labels move instead, 
 of each sequence, which have no label, do not count.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch._C import _functorch
+from torch._subclasses.fake_tensor import is_fake
 
 from cce_core.objective import Objective
 from cce_core.parallel import VocabularyShard
@@ -72,8 +75,9 @@ def check(
         TypeError: A dtype is not what is expected.
         ValueError: A shape, device or target is not what is expected.
     """
+    _check_tensors(e=e, c=c, targets=targets, bias=bias, weights=weights)
     e, c = _autocast(e, c)
-    _check_dtypes(e, c, targets)
+    _check_dtypes(e, c, targets, bias, weights)
     _check_shapes(e, c, targets, bias, weights)
     if shard is not None and shard.first + len(c) > shard.total:
         raise ValueError(
@@ -81,13 +85,14 @@ def check(
             f"got a c of {len(c)} rows"
         )
     length = targets.shape[-1] if targets.ndim > 0 else 1
-    layout = Layout(targets.shape, min(objective.shift, length))
+    layout = Layout(targets.shape, min(int(objective.shift), length))
     vocabulary = len(c) if shard is None else shard.total
-    rows = torch.where(targets == objective.ignore_index, -1, targets.long())
-    outside = ((rows < 0) & (targets != objective.ignore_index)) | (rows >= vocabulary)
+    labels = targets.long()  # first: torch wraps a number that the narrower dtype cannot hold
+    ignored = labels == objective.ignore_index
+    outside = ~ignored & ((labels < 0) | (labels >= vocabulary))
     poison = _check_targets(targets, outside, vocabulary, objective)
     wanted = Wanted(mean=objective.label_smoothing > 0, entropy=entropy)
-    rows = layout.to_rows(rows.masked_fill(outside, -1), -1)
+    rows = layout.to_rows(labels.masked_fill(ignored | outside, -1), -1)
     problem = Problem(e.reshape(-1, e.shape[-1]), c, bias, rows, objective.head, wanted)
     return Inputs(
         problem,
@@ -97,18 +102,44 @@ def check(
     )
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Turn autocast off, on a device that has it."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
 def _autocast(e: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Cast as autocast casts the operands of a linear layer."""
     device = e.device.type
-    if not torch.is_autocast_enabled(device) or torch.float64 in (e.dtype, c.dtype):
+    available = torch.amp.is_autocast_available(device)  # not on meta
+    if not (available and torch.is_autocast_enabled(device)):
+        return e, c
+    if torch.float64 in (e.dtype, c.dtype):
         return e, c
     dtype = torch.get_autocast_dtype(device)
     return e.to(dtype), c.to(dtype)
 
 
-def _check_dtypes(e: torch.Tensor, c: torch.Tensor, targets: torch.Tensor) -> None:
-    if not e.is_floating_point():
-        raise TypeError(f"e must have a floating-point dtype; got {e.dtype}")
+def _check_tensors(**given: object) -> None:
+    """Raise for what is no tensor, such as a number that another signature has at this place."""
+    optional = ("bias", "weights")
+    for name, value in given.items():
+        if not isinstance(value, torch.Tensor) and not (value is None and name in optional):
+            expected = "a tensor or None" if name in optional else "a tensor"
+            got = f"{type(value).__name__} {value!r:.40}"
+            raise TypeError(f"{name} must be {expected}; got {got}")
+
+
+def _check_dtypes(
+    e: torch.Tensor,
+    c: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    weights: torch.Tensor | None,
+) -> None:
+    if not e.is_floating_point() or e.dtype.itemsize < 2:
+        raise TypeError(f"e must have a floating-point dtype of 16 bits or more; got {e.dtype}")
     if e.dtype != c.dtype:
         raise TypeError(
             f"e and c must have one dtype; got {e.dtype} and {c.dtype}: "
@@ -116,6 +147,10 @@ def _check_dtypes(e: torch.Tensor, c: torch.Tensor, targets: torch.Tensor) -> No
         )
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise TypeError(f"targets must have an integer dtype; got {targets.dtype}")
+    if bias is not None and not bias.is_floating_point():
+        raise TypeError(f"bias must have a floating-point dtype; got {bias.dtype}")
+    if weights is not None and weights.is_complex():
+        raise TypeError(f"weights must have a real dtype; got {weights.dtype}")
 
 
 def _check_shapes(
@@ -145,7 +180,7 @@ def _check_targets(
     targets: torch.Tensor, outside: torch.Tensor, v: int, objective: Objective
 ) -> torch.Tensor | None:
     """Raise where the host can know without waiting; else return the faulty targets."""
-    if targets.device.type != "cpu" or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not _legible(targets):
         return outside
     if bool(outside.any()):
         place = outside.nonzero()[0].tolist()
@@ -154,6 +189,17 @@ def _check_targets(
             f"got {int(targets[tuple(place)])} at position {place}"
         )
     return None
+
+
+def _legible(targets: torch.Tensor) -> bool:
+    """Whether the host can read the targets at once: none of a device's, a tracer's or a vmap's."""
+    if targets.device.type != "cpu" or is_fake(targets):
+        return False
+    while _functorch.is_functorch_wrapped_tensor(targets):
+        if _functorch.is_batchedtensor(targets):
+            return False
+        targets = _functorch.get_unwrapped(targets)
+    return True
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ arXiv:2204.02311, section 5).
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 import torch
@@ -27,6 +28,7 @@ class Objective:
     """What is computed; `linear_cross_entropy` documents each field.
 
     Raises:
+        TypeError: A field is no number. A tensor is none: its gradient would be lost.
         ValueError: A field is outside its range.
     """
 
@@ -41,6 +43,12 @@ class Objective:
     def __post_init__(self) -> None:
         if self.reduction not in get_args(Reduction):
             raise choice_error("reduction", self.reduction, get_args(Reduction))
+        for name in ("ignore_index", "shift"):
+            _check_kind(name, getattr(self, name), Integral, "an int")
+        for name in ("logit_scale", "label_smoothing", "z_loss"):
+            _check_kind(name, getattr(self, name), Real, "a number")
+        if self.softcap is not None:
+            _check_kind("softcap", self.softcap, Real, "a number or None")
         if self.softcap is not None and not (0 < self.softcap < math.inf):
             raise ValueError(f"softcap must be positive or None; got {self.softcap}")
         if not 0 < abs(self.logit_scale) < math.inf:
@@ -56,6 +64,30 @@ class Objective:
     def head(self) -> Head:
         """How a dot product becomes a logit."""
         return Head(self.softcap, self.logit_scale)
+
+
+def _check_kind(name: str, value: object, kind: type, words: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {words}; got {value!r}")
+
+
+def check_num_items(num_items: object, reduction: Reduction) -> None:
+    """Check the denominator that a caller gives, without waiting for its value.
+
+    Raises:
+        TypeError: It is neither an int nor a tensor.
+        ValueError: It is not one number, or nothing is divided by it.
+    """
+    if num_items is None:
+        return
+    if reduction != "mean":
+        raise ValueError(
+            f"num_items is what reduction='mean' divides by; got reduction={reduction!r}"
+        )
+    if not isinstance(num_items, torch.Tensor):
+        _check_kind("num_items", num_items, Integral, "an int or a tensor of one number")
+    elif num_items.numel() != 1:
+        raise ValueError(f"num_items must be one number; got shape {tuple(num_items.shape)}")
 
 
 def row_losses(stats: RowStats, objective: Objective) -> torch.Tensor:
@@ -80,23 +112,24 @@ def batch_loss(
     Args:
         losses: (N,), zero where a row does not count.
         counted: (N,) bool.
-        weights: (N,) or None.
+        weights: (N,) or None; of any dtype, and any value where a row does not count.
         num_items: The mean's denominator, or None for the weights' sum.
         reduction: "none" returns (N,), the others ().
 
     Returns:
-        The loss; zero where the denominator is zero.
+        The loss. Where the denominator is zero, the sum: zero, if nothing counts.
     """
     if weights is not None:
-        losses = losses * weights.to(losses.dtype)
+        weights = weights.to(losses.dtype).masked_fill(~counted, 0)
+        losses = losses * weights
     if reduction == "none":
         return losses
     total = losses.sum()
     if reduction == "sum":
         return total
-    if isinstance(num_items, int):
-        return total / (num_items or 1)
     if num_items is None:
-        num_items = counted.sum() if weights is None else (weights * counted).sum()
+        num_items = counted.sum() if weights is None else weights.sum()
+    if not isinstance(num_items, torch.Tensor):
+        return total / (num_items or 1)
     count = num_items.reshape(()).to(total.dtype)
     return total / torch.where(count == 0, 1.0, count)

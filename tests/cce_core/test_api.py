@@ -1,8 +1,11 @@
 """The public function: reductions, options, shapes and the errors a caller can cause."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import cce_core
 from cce_core import IGNORE_INDEX, LinearCrossEntropy, LossConfig, linear_cross_entropy
@@ -82,6 +85,16 @@ def test_another_ignore_index() -> None:
     )
 
 
+def test_a_label_that_the_ignored_index_would_be_in_eight_bits_counts() -> None:
+    """-100 in uint8 is 156."""
+    case = make(6, 200, 5)
+    case.targets[2] = 156
+    got = linear_cross_entropy(case.e, case.c, case.targets.to(torch.uint8), reduction="none")
+    expected = linear_cross_entropy(case.e, case.c, case.targets, reduction="none")
+    assert got[2] > 0
+    assert torch.equal(got, expected)
+
+
 @both
 def test_row_weights_stand_at_their_targets(config) -> None:
     e, c, targets = sequences()
@@ -96,6 +109,28 @@ def test_row_weights_stand_at_their_targets(config) -> None:
     torch.testing.assert_close(
         linear_cross_entropy(e, c, targets, **options), total / (weights * kept).sum()
     )
+
+
+def test_row_weights_of_16_bits_are_added_up_in_32() -> None:
+    e, c, targets = sequences(batch=40, ignored=0.0)
+    weights = torch.rand(targets.shape).bfloat16()
+    torch.testing.assert_close(
+        linear_cross_entropy(e, c, targets, weights=weights),
+        linear_cross_entropy(e, c, targets, weights=weights.float()),
+    )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("weight", [float("inf"), float("nan")])
+def test_the_weight_of_a_target_that_does_not_count_is_no_matter(weight, reduction) -> None:
+    """As 1 / length is for a sequence of which nothing counts."""
+    e, c, targets = sequences()
+    targets[0] = IGNORE_INDEX
+    weights = torch.ones(targets.shape)
+    expected = linear_cross_entropy(e, c, targets, weights=weights, reduction=reduction)
+    weights[0] = weight
+    got = linear_cross_entropy(e, c, targets, weights=weights, reduction=reduction)
+    assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("num_items", [40, torch.tensor(40), torch.tensor([40.0])])
@@ -203,6 +238,20 @@ def test_integer_targets_of_any_width() -> None:
     )
 
 
+@both
+@pytest.mark.parametrize("kind", ["meta", "fake"])
+def test_shapes_are_found_without_data(kind, config) -> None:
+    context = FakeTensorMode() if kind == "fake" else nullcontext()
+    with context:
+        place = {"device": "meta" if kind == "meta" else "cpu"}
+        e, c = (torch.empty(shape, **place).requires_grad_() for shape in ((3, 7, 5), (31, 5)))
+        targets = torch.empty(3, 7, dtype=torch.long, **place)
+        losses = linear_cross_entropy(e, c, targets, shift=1, reduction="none", config=config)
+        losses.sum().backward()
+    assert losses.shape == targets.shape
+    assert (e.grad.shape, c.grad.shape) == (e.shape, c.shape)
+
+
 def test_the_module_is_the_function() -> None:
     e, c, targets = sequences()
     bias = torch.randn(len(c))
@@ -237,6 +286,24 @@ def call(**changes):
         ({"c": torch.zeros(9, 5)}, ValueError, r"got \(2, 3, 4\) and \(9, 5\)"),
         ({"c": torch.zeros(0, 4)}, ValueError, r"at least one row and column; got \(0, 4\)"),
         ({"targets": torch.zeros(3, 2, dtype=torch.long)}, ValueError, r"must be \(2, 3\) here"),
+        (
+            {"e": torch.zeros(2, 3, 4).to(torch.float8_e4m3fn)},
+            TypeError,
+            "e must have .* of 16 bits or more; got torch.float8_e4m3fn",
+        ),
+        ({"c": torch.nn.Linear(4, 9)}, TypeError, "c must be a tensor; got Linear Linear"),
+        ({"targets": [0, 1]}, TypeError, r"targets must be a tensor; got list \[0, 1\]"),
+        ({"bias": -100}, TypeError, "bias must be a tensor or None; got int -100"),
+        (
+            {"bias": torch.zeros(9, dtype=torch.long)},
+            TypeError,
+            "bias must have a floating-point dtype; got torch.int64",
+        ),
+        (
+            {"weights": torch.zeros(2, 3, dtype=torch.complex64)},
+            TypeError,
+            "weights must have a real dtype; got torch.complex64",
+        ),
         ({"bias": torch.zeros(8)}, ValueError, r"bias must be \(9,\) here; got \(8,\)"),
         ({"weights": torch.zeros(2)}, ValueError, r"weights must be \(2, 3\) here; got \(2,\)"),
         (
@@ -245,12 +312,28 @@ def call(**changes):
             "c must be on e's device cpu; got meta",
         ),
         ({"reduction": "avg"}, ValueError, "reduction must be one of 'mean', 'sum', 'none'"),
+        ({"ignore_index": 30.0}, TypeError, "ignore_index must be an int; got 30.0"),
+        ({"shift": 1e-3}, TypeError, "shift must be an int; got 0.001"),
+        ({"softcap": "mean"}, TypeError, "softcap must be a number or None; got 'mean'"),
+        (
+            {"logit_scale": torch.nn.Parameter(torch.tensor(2.0))},
+            TypeError,
+            "logit_scale must be a number; got Parameter",
+        ),
+        ({"z_loss": None}, TypeError, "z_loss must be a number; got None"),
         ({"softcap": 0.0}, ValueError, "softcap must be positive or None; got 0.0"),
         ({"logit_scale": 0.0}, ValueError, "logit_scale must be finite and not zero; got 0.0"),
         ({"shift": -1}, ValueError, "shift must not be negative; got -1"),
         ({"label_smoothing": 1.5}, ValueError, r"label_smoothing must be in \[0, 1\]; got 1.5"),
         ({"z_loss": -1.0}, ValueError, "z_loss must not be negative; got -1.0"),
         ({"num_items": 3, "reduction": "sum"}, ValueError, "num_items is what reduction='mean'"),
+        ({"num_items": 3.5}, TypeError, "num_items must be an int or a tensor of .*; got 3.5"),
+        (
+            {"num_items": torch.ones(2)},
+            ValueError,
+            r"num_items must be one number; got shape \(2,\)",
+        ),
+        ({"config": "triton"}, TypeError, "config must be a LossConfig or None; got 'triton'"),
         ({"filter_eps": 2.0}, ValueError, r"filter_eps must be 'auto', None or in \[0, 1\)"),
         ({"impl": "cce_exact"}, ValueError, r"config=LossConfig\(preset='exact'\)"),
         ({"impl": "mystery"}, ValueError, "impl is not an argument here"),
@@ -259,6 +342,11 @@ def call(**changes):
 def test_errors_say_what_was_got_and_what_is_expected(changes, kind, message) -> None:
     with pytest.raises(kind, match=message):
         call(**changes)
+
+
+def test_the_module_refuses_the_names_of_cut_cross_entropy_too() -> None:
+    with pytest.raises(ValueError, match=r"config=LossConfig\(preset='exact'\)"):
+        LinearCrossEntropy(impl="cce_exact")
 
 
 @pytest.mark.parametrize("target", [9, -1, -99])

@@ -62,6 +62,37 @@ def test_second_derivatives_are_refused_with_the_way_out() -> None:
         gradient.sum().backward()
 
 
+def test_a_vmap_over_the_targets_too_is_refused() -> None:
+    case = small_case()
+
+    def loss(e, target):
+        return linear_cross_entropy(e[None], case.c, target[None], config=SMALL)
+
+    with pytest.raises(NotImplementedError, match="takes no vmap"):
+        torch.vmap(torch.func.grad(loss))(case.e.detach(), case.targets)
+
+
+def test_many_upstreams_at_once_are_refused() -> None:
+    case = small_case()
+    losses = linear_cross_entropy(case.e, case.c, case.targets, reduction="none", config=SMALL)
+    rows = torch.eye(len(losses), dtype=torch.float64)
+    with pytest.raises(NotImplementedError, match="takes no vmap"):
+        torch.autograd.grad(losses, case.e, rows, is_grads_batched=True)
+
+
+def test_the_reference_has_a_gradient_for_each_row() -> None:
+    case = small_case()
+
+    def loss(e, target, c):
+        config = LossConfig(implementation="reference")
+        return linear_cross_entropy(e[None], c, target[None], config=config)
+
+    each = torch.vmap(torch.func.grad(loss, argnums=2), in_dims=(0, 0, None))
+    found = each(case.e.detach(), case.targets, case.c.detach())
+    linear_cross_entropy(case.e, case.c, case.targets, reduction="sum").backward()
+    torch.testing.assert_close(found.sum(0), case.c.grad)
+
+
 def test_maximum_and_entropy_carry_no_gradient() -> None:
     case = small_case()
     stats = statistics(case.e, case.c, case.bias, case.targets)

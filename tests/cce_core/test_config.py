@@ -1,10 +1,11 @@
 """The options of the loss, and the words of cut_cross_entropy's callers."""
 
 import dataclasses
+import enum
 
 import pytest
 
-from cce_core import LossConfig
+from cce_core import LinearCrossEntropy, LossConfig
 from cce_core.config import REPLACEMENTS
 
 
@@ -28,12 +29,21 @@ def test_names_of_cut_cross_entropy_are_answered_with_ours(name) -> None:
     assert isinstance(eval(suggestion, {"LossConfig": LossConfig}), LossConfig)  # noqa: S307  ours
 
 
+def test_a_member_of_cut_cross_entropys_enum_is_answered_too() -> None:
+    theirs = enum.IntEnum("LinearCrossEntropyImpl", "CCE TORCH_COMPILE")
+    with pytest.raises(ValueError, match=r"pass config=LossConfig\(implementation='blocked'\)"):
+        LinearCrossEntropy(impl=theirs.TORCH_COMPILE)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"implementation": "cuda"}, "must be one of 'auto', 'reference', .*; got 'cuda'$"),
         ({"preset": "fast"}, "preset must be one of 'default', 'exact'; got 'fast'"),
-        ({"filter_eps": "high"}, "filter_eps must be 'auto', None or in"),
+        (
+            {"filter_eps": "high"},
+            r"filter_eps must be 'auto', None or in .*; got 'high' \(.* pass 'auto' instead\)",
+        ),
         ({"filter_eps": -0.1}, "got -0.1"),
         ({"preset": "exact", "filter_eps": 0.1}, "preset='exact' filters nothing"),
         ({"scratch_bytes": 0}, "scratch_bytes must be positive or None; got 0"),
