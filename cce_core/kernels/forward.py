@@ -102,7 +102,7 @@ def forward_kernel(
         tl.atomic_max(peak_ptr + row, tl.max(z, 1), mask=here, sem="relaxed")
         w = tl.exp2(tl.minimum(z * LOG2E - (ref * LOG2E)[:, None], CLAMP * LOG2E))
         if WITH_ENTROPY:
-            product = tl.sum(w * tl.where(inside, z, 0.0), 1)
+            product = tl.sum(w * tl.where(w > 0.0, z, 0.0), 1)  # 0 log 0 = 0, masked words' too
             add(product_ptr, n, row, here, product, N, ORDERED)
         if WITH_MASS:
             parts: tl.constexpr = BLOCK_V // BLOCK

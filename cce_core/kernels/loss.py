@@ -1,8 +1,9 @@
 """The Triton implementation of the loss: what it serves, its forward and its backward.
 
 Rule of use: CUDA of compute capability 8.0 or later (or the interpreter), E and C both bf16 or both
-fp16, D a multiple of 8, C contiguous and 16-byte aligned for the tensor copy engine; E and the rest
-as they come. fp32 is the blocked implementation's: in full precision, torch's default, these tiles
+fp16, D a multiple of 8, C contiguous and 16-byte aligned for the tensor copy engine, a softcap of
+at most 16384, beyond which a difference of large numbers would show in the loss; E and the rest as
+they come. fp32 is the blocked implementation's: in full precision, torch's default, these tiles
 have no tensor cores to use and spill 12 KiB a thread (compiled for Hopper), while the vendor's
 products follow torch's setting for tf32.
 
@@ -32,6 +33,9 @@ in different orders, and must come out equal where the label is the argmax."""
 WORTH = 2**38
 """Products N V D from which on the filter is faster than the exact backward."""
 
+MOST_SOFTCAP = 2.0**14
+"""The largest softcap: the logits' error is a few 1e-7 of it (see `primitives.capped`)."""
+
 ALIGNMENT = 16
 """Bytes: the tensor copy engine's."""
 
@@ -39,20 +43,30 @@ ALIGNMENT = 16
 def refuses(problem: Problem, config: LossConfig) -> str | None:  # noqa: ARG001  the seam's shape
     """Why this problem cannot be served; None if it can. The rule is the module's."""
     e, c = problem.e, problem.c
-    if not interpreted():
-        if not e.is_cuda:
-            return f"needs CUDA tensors, got {e.device}"
-        if torch.cuda.get_device_capability(e.device)[0] < 8:
-            return "needs a GPU of compute capability 8.0 or later"
+    if (reason := _refuses_device(e.device)) is not None:
+        return reason
     if e.dtype not in (torch.bfloat16, torch.float16):
         return f"needs bfloat16 or float16, got {e.dtype}"
     if e.shape[1] % 8:
         return f"needs a width that is a multiple of 8, got {e.shape[1]}"
+    softcap = problem.head.softcap
+    if softcap is not None and softcap > MOST_SOFTCAP:
+        return f"needs a softcap up to {MOST_SOFTCAP:g}, got {softcap:g}"
     if not c.is_contiguous() or c.storage_offset() * c.element_size() % ALIGNMENT:
         return (
             f"needs a contiguous c that begins at a multiple of {ALIGNMENT} bytes, got strides "
             f"{c.stride()} and an offset of {c.storage_offset()} numbers"
         )
+    return None
+
+
+def _refuses_device(device: torch.device) -> str | None:
+    if interpreted():
+        return None
+    if device.type != "cuda":
+        return f"needs CUDA tensors, got {device}"
+    if torch.cuda.get_device_capability(device)[0] < 8:
+        return "needs a GPU of compute capability 8.0 or later"
     return None
 
 

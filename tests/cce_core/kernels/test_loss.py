@@ -345,6 +345,18 @@ def test_a_label_far_below_the_peak_is_counted_again(deterministic) -> None:
     assert error(grads.c, dc) < 8e-3
 
 
+def test_a_word_masked_by_its_bias_has_no_part_in_the_entropy() -> None:
+    p = problem(9, 90, 40, bias=True)
+    p.bias[[3, 70]] = -float("inf")
+    p.targets[p.targets == 3] = 4
+    p.targets[p.targets == 70] = 4
+    outputs, _ = p.run(eps=None, entropy=True)
+    z = p.e.double() @ p.c.double().T + p.bias
+    expected = torch.distributions.Categorical(logits=z.float()).entropy().double()
+    kept = p.targets >= 0
+    torch.testing.assert_close(outputs.entropy.double()[kept], expected[kept], atol=2e-4, rtol=2e-4)
+
+
 def test_no_labelled_row_gives_zero_gradients() -> None:
     p = problem(20, 90, 40)
     p.targets[:] = -100
@@ -404,11 +416,13 @@ def test_the_label_is_the_row_maximum_exactly_where_it_is_the_argmax() -> None:
     [
         ({"dtype": torch.float32}, "bfloat16 or float16"),
         ({"d": 44}, "multiple of 8"),
+        ({"softcap": 1e5}, "a softcap up to 16384, got 100000"),
+        ({"softcap": 2.0**14}, None),
         ({}, None),
     ],
 )
 def test_what_is_not_served_is_named(change, said) -> None:
-    p = problem(8, 32, change.get("d", 40), change.get("dtype", torch.bfloat16))
+    p = problem(8, 32, **({"d": 40} | change))
     reason = loss.refuses(p.call(), LossConfig())
     assert reason is None if said is None else said in reason
 
