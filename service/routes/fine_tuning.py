@@ -51,7 +51,7 @@ _CREATED: dict[int | str, dict[str, Any]] = {
     201: {"links": _LINKS},
 }
 Limit = Annotated[int, Query(ge=1, le=1000)]
-IdempotencyKey = Annotated[str | None, Header(max_length=255)]
+IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
 
 
 class EventQuery(BaseModel):

@@ -227,6 +227,34 @@ def test_a_filename_is_remembered_and_never_a_path(
     assert answer.headers["Content-Disposition"].startswith("attachment; filename*=UTF-8''")
 
 
+@pytest.mark.parametrize(
+    ("charset", "name"), [("utf-7", "+2AA-.jsonl"), ("unicode_escape", r"\\ud800.jsonl")]
+)
+def test_half_a_character_in_a_filename_is_refused_and_leaves_no_bytes(
+    http: httpx.Client, storage: Storage, charset: str, name: str
+) -> None:
+    before = storage.children("files")
+    file = f'--b\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
+    purpose = '\r\n--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n--b--'
+    answer = http.post(
+        "/v1/files",
+        content=file.encode() + CHAT + purpose.encode(),
+        headers={"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"},
+    )
+    error = error_of(answer)
+    assert (answer.status_code, error["param"]) == (400, "file")
+    assert r"got '\ud800.jsonl'" in error["message"]
+    assert storage.children("files") == before
+
+
+def test_names_of_megabytes_do_not_come_back(http: httpx.Client) -> None:
+    """They came back by the hundred, once in the list and once in the message."""
+    line = jsonl({"text": "a", "k" * 10**6: 1})
+    answer = send(http, line * 8)
+    assert error_of(answer)["fault_count"] == 8
+    assert len(answer.content) < 10_000
+
+
 def test_content_that_is_gone_is_an_error_before_any_byte(
     client: openai.OpenAI, http: httpx.Client, storage: Storage
 ) -> None:
