@@ -74,8 +74,7 @@ def delete_file(services: Services, org: str, file_id: str) -> None:
         Conflict: A job that has not ended needs it.
     """
     record = services.files.get(org, file_id)
-    _check_unused(services, "File", record.id, record.id)
-    services.files.remove(record)
+    services.files.remove(record, lambda: _check_unused(services, "File", record.id, record.id))
     services.storage.delete(record.path)
 
 
@@ -94,8 +93,8 @@ def delete_model(services: Services, org: str, model_id: str) -> None:
             param="model",
         )
     record = services.models.get(org, model_id)
-    _check_unused(services, "Model", record.id, record.id, record.job_id)
-    services.models.remove(record)
+    ids = record.id, record.job_id
+    services.models.remove(record, lambda: _check_unused(services, "Model", record.id, *ids))
     services.storage.delete(record.path)
 
 

@@ -47,7 +47,6 @@ def create(
         Unavailable: Redis does not answer.
     """
     spec = request.spec(seed=secrets.randbelow(2**31))
-    check(services, org, spec)
     record = JobRecord(id=new_id(PREFIX), org=org, created_at=int(time.time()), spec=spec)
     kind = "fine-tuning job" if spec.comparison is None else "comparison"
     stands, is_new = services.store.create(
@@ -56,6 +55,7 @@ def create(
         dedupe_s=_KEY_FRESH_S if idempotency_key else services.settings.dedupe_window_s,
         event=Event(message=f"Created {kind}: {record.id}"),
         also_ended=idempotency_key is not None,
+        check=lambda: check(services, org, spec),
     )
     if is_new:
         _enqueue(services, stands.id)

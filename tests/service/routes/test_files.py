@@ -1,5 +1,6 @@
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -13,8 +14,9 @@ from service.contract.storage import Storage
 from service.contract.store import Store
 from service.settings import ServiceSettings
 from tests.service.contract.support import file_record
-from tests.service.support import CHAT, error_of, jsonl, send, start, submit, upload
+from tests.service.support import CHAT, JOBS, error_of, jsonl, send, start, submit, upload
 from tests.support.process import served
+from tests.support.stack import TINY
 
 HOUR_S = 3600
 
@@ -73,6 +75,19 @@ def test_a_file_that_a_job_needs_stays(
     assert error.value.response.headers["x-should-retry"] == "false"
     client.fine_tuning.jobs.cancel(job.id)
     assert client.files.delete(training_file).deleted
+
+
+def test_a_file_is_not_deleted_from_under_a_job_that_is_created_meanwhile(
+    client: openai.OpenAI, http: httpx.Client
+) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(20):
+            file_id = upload(client).id
+            body = {"model": TINY, "training_file": file_id}
+            created = pool.submit(http.post, JOBS, json=body)
+            deleted = pool.submit(http.delete, f"/v1/files/{file_id}")
+            statuses = (created.result().status_code, deleted.result().status_code)
+            assert statuses in {(201, 409), (400, 200)}
 
 
 def test_the_client_pages_through_all_files(client: openai.OpenAI) -> None:

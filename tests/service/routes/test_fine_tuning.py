@@ -185,17 +185,6 @@ def test_a_query_names_the_parameter_at_fault(
     assert (answer.status_code, error_of(answer)["param"]) == (400, param)
 
 
-@pytest.mark.parametrize("key", ["", "x" * 256])
-def test_an_idempotency_key_that_is_none_is_refused_by_its_name(
-    http: httpx.Client, training_file: str, key: str
-) -> None:
-    """An empty one, which a script sends whose variable is unset, was one key for all its jobs."""
-    body = {"model": TINY, "training_file": training_file}
-    answer = http.post(JOBS, json=body, headers={"Idempotency-Key": key})
-    assert (answer.status_code, error_of(answer)["param"]) == (400, "idempotency-key")
-    assert http.get(JOBS).json()["data"] == []
-
-
 @pytest.mark.parametrize("part", ["", "/events", "/metrics", "/memory", "/checkpoints"])
 def test_an_unknown_job_is_not_found(http: httpx.Client, part: str) -> None:
     answer = http.get(f"{JOBS}/ftjob-nothing{part}")
