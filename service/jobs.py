@@ -11,7 +11,7 @@ from service.comparison_request import ComparisonCreate
 from service.contract import batching
 from service.contract.errors import Conflict, InvalidRequest, JobFailure, NotFound, Unavailable
 from service.contract.job import Event, JobRecord, new_id
-from service.contract.models import is_hub_id
+from service.contract.models import ModelRecord, is_hub_id
 from service.contract.queue import VALIDATE
 from service.contract.records import PREFIX, Standing
 from service.contract.resolve import sequence_length
@@ -148,12 +148,27 @@ def _check_model(services: Services, org: str, spec: JobSpec) -> None:
     except NotFound as error:
         message = _unknown_model(services, name)
         raise InvalidRequest(message, code="model_not_found", param="model") from error
-    if tuned.kind == "lora" and spec.options.adapter is not None:
+    if tuned.kind == "lora":
+        _check_adapter(services, tuned, spec)
+
+
+def _check_adapter(services: Services, tuned: ModelRecord, spec: JobSpec) -> None:
+    if spec.options.adapter is not None:
         raise InvalidRequest(
-            f"{name} is an adapter, which a job on it goes on training: leave `adapter` out.",
+            f"{tuned.id} is an adapter, which a job on it goes on training: leave `adapter` out.",
             code="unsupported_model",
             param="adapter",
         )
+    if services.base_models.source(tuned.base) is not None:
+        return
+    try:
+        services.models.get(tuned.org, tuned.base)
+    except NotFound as error:
+        raise InvalidRequest(
+            f"{tuned.id} is an adapter on {tuned.base}, which is not there any more.",
+            code="model_not_found",
+            param="model",
+        ) from error
 
 
 def _check_length(services: Services, org: str, spec: JobSpec) -> None:

@@ -283,6 +283,16 @@ def test_an_adapter_on_an_adapter_is_refused(
     assert _create(http, {**body, "model": "ft:full"}).status_code == 201
 
 
+def test_an_adapter_whose_base_is_gone_is_refused(
+    http: httpx.Client, models: Models, storage: Storage, body: dict[str, Any]
+) -> None:
+    models.add(tuned_model(storage, "ft:adapter", base="gone", kind="lora"))
+    answer = _create(http, {**body, "model": "ft:adapter"})
+    error = error_of(answer)
+    assert (answer.status_code, error["param"], error["code"]) == (400, "model", "model_not_found")
+    assert "an adapter on gone" in error["message"]
+
+
 def test_queue_positions_of_a_list(client: openai.OpenAI, store: Store, training_file: str) -> None:
     made = [submit(client, training_file, suffix=f"s{n}").id for n in range(3)]
     enqueue(store, made[2])

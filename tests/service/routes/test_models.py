@@ -92,6 +92,23 @@ def test_a_model_that_a_job_needs_stays(
     assert client.models.delete(tuned).deleted
 
 
+def test_a_model_stays_while_an_adapter_stands_on_it(
+    client: openai.OpenAI, models: Models, storage: Storage, tuned: str, training_file: str
+) -> None:
+    """Without it an adapter is nothing, nor can a job on the adapter run."""
+    adapter = f"{TUNED}-lora"
+    models.add(tuned_model(storage, adapter, base=tuned, kind="lora"))
+    models.add(tuned_model(storage, f"{TUNED}-full", base=tuned))
+    job = submit(client, training_file, model=adapter)
+    with pytest.raises(openai.ConflictError) as error:
+        client.models.delete(tuned)
+    assert error.value.code == "model_in_use"
+    assert adapter in error.value.message
+    client.fine_tuning.jobs.cancel(job.id)
+    assert client.models.delete(adapter).deleted
+    assert client.models.delete(tuned).deleted
+
+
 def test_a_model_is_not_deleted_from_under_a_job_that_is_created_meanwhile(
     http: httpx.Client,
     models: Models,
