@@ -74,8 +74,7 @@ def delete_file(services: Services, org: str, file_id: str) -> None:
         Conflict: A job that has not ended needs it.
     """
     record = services.files.get(org, file_id)
-    _check_unused(services, "File", record.id, record.id)
-    services.files.remove(record)
+    services.files.remove(record, lambda: _check_unused(services, "File", record.id, record.id))
     services.storage.delete(record.path)
 
 
@@ -85,7 +84,7 @@ def delete_model(services: Services, org: str, model_id: str) -> None:
     Raises:
         InvalidRequest: It is a base model.
         NotFound: No such model, or another organization's.
-        Conflict: A job that has not ended needs it.
+        Conflict: A job that has not ended needs it, or an adapter, which is nothing without it.
     """
     if services.base_models.source(model_id) is not None:
         raise InvalidRequest(
@@ -94,8 +93,12 @@ def delete_model(services: Services, org: str, model_id: str) -> None:
             param="model",
         )
     record = services.models.get(org, model_id)
-    _check_unused(services, "Model", record.id, record.id, record.job_id)
-    services.models.remove(record)
+
+    def check() -> None:
+        _check_unused(services, "Model", record.id, record.id, record.job_id)
+        _check_no_adapter(services, record)
+
+    services.models.remove(record, check)
     services.storage.delete(record.path)
 
 
@@ -145,4 +148,15 @@ def _check_unused(services: Services, kind: str, name: str, *ids: str) -> None:
         raise Conflict(
             f"{kind} {name} is needed by job {users[0].id}, which is {users[0].status}.",
             code=f"{kind.lower()}_in_use",
+        )
+
+
+def _check_no_adapter(services: Services, record: ModelRecord) -> None:
+    models = services.models.all(record.org)
+    adapters = [each.id for each in models if each.kind == "lora" and each.base == record.id]
+    if adapters:
+        more = f" and {len(adapters) - 1} more" if len(adapters) > 1 else ""
+        raise Conflict(
+            f"Model {record.id} is the base of adapter {adapters[0]}{more}; delete that first.",
+            code="model_in_use",
         )

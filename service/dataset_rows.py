@@ -3,9 +3,10 @@
 Length limits bound the memory that a hostile line can claim; no honest one comes near them.
 """
 
+import json
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 _MAX_MESSAGES, _MAX_PARTS, _MAX_TOOLS = 10_000, 1_000, 1_000
 
@@ -35,10 +36,19 @@ class _ToolCall(_Strict):
     function: _FunctionCall
 
 
+def _finite(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """The parser takes what is no number in JSON, and a chat template would write it."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError as error:
+        raise ValueError("NaN and Infinity are not JSON; expected finite numbers") from error
+    return value
+
+
 class _FunctionDefinition(_Strict):
     name: Annotated[str, Field(min_length=1)]
     description: str | None = None
-    parameters: dict[str, JsonValue] | None = None
+    parameters: Annotated[dict[str, JsonValue], AfterValidator(_finite)] | None = None
     strict: bool | None = None
 
 

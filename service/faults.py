@@ -9,6 +9,10 @@ from pydantic_core import ErrorDetails
 Loc = Sequence[int | str]
 _SHOWN_CHARS = 60
 _SHOWN_TYPES = (str, int, float, bool, type(None))
+# Errors whose reason tells what was got, or of nothing that could be shown.
+_TELLING = {"missing", "extra_forbidden", "value_error", "too_short", "too_long"}
+# No field has a longer name; that of an unknown one may be as long as the value.
+_SHOWN_NAME_CHARS = 128
 _EXPECTED = "Input should be "
 _REASONS = {
     "extra_forbidden": "Unknown field",
@@ -58,9 +62,13 @@ def field_faults(errors: Sequence[ErrorDetails], value: object) -> list[FieldFau
 
 
 def path_text(place: Loc) -> str:
-    """`("messages", 2, "content")` as `messages[2].content`."""
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in place]
+    """`("messages", 2, "content")` as `messages[2].content`; a very long name is cut."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{_cut(part)}" for part in place]
     return "".join(parts).removeprefix(".")
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _SHOWN_NAME_CHARS else f"{name[:_SHOWN_NAME_CHARS]}..."
 
 
 def _of_field(error: ErrorDetails) -> ErrorDetails:
@@ -108,10 +116,21 @@ def _reason(error: ErrorDetails) -> str:
 
 
 def _got(error: ErrorDetails) -> str:
-    """The value at fault, where it is short and tells more than the reason."""
-    value = error.get("input")
-    if error["type"] in {"missing", "extra_forbidden", "value_error"}:
+    """The value at fault, or what it is, where that tells more than the reason."""
+    if error["type"] in _TELLING:
         return ""
-    if not isinstance(value, _SHOWN_TYPES) or len(shown := repr(value)) > _SHOWN_CHARS:
-        return ""
-    return f"; got {shown}"
+    shown = _shown(error.get("input"))
+    return f"; got {shown}" if shown else ""
+
+
+def _shown(value: object) -> str | None:
+    """A short value as it is, and of any other what it is; None for what JSON has not."""
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, list):
+        return "an array"
+    if not isinstance(value, _SHOWN_TYPES):
+        return None
+    if len(shown := repr(value)) <= _SHOWN_CHARS:
+        return shown
+    return f"{len(value):,} characters" if isinstance(value, str) else f"{shown[:_SHOWN_CHARS]}..."

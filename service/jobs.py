@@ -11,7 +11,7 @@ from service.comparison_request import ComparisonCreate
 from service.contract import batching
 from service.contract.errors import Conflict, InvalidRequest, JobFailure, NotFound, Unavailable
 from service.contract.job import Event, JobRecord, new_id
-from service.contract.models import is_hub_id
+from service.contract.models import ModelRecord, is_hub_id
 from service.contract.queue import VALIDATE
 from service.contract.records import PREFIX, Standing
 from service.contract.resolve import sequence_length
@@ -47,7 +47,6 @@ def create(
         Unavailable: Redis does not answer.
     """
     spec = request.spec(seed=secrets.randbelow(2**31))
-    check(services, org, spec)
     record = JobRecord(id=new_id(PREFIX), org=org, created_at=int(time.time()), spec=spec)
     kind = "fine-tuning job" if spec.comparison is None else "comparison"
     stands, is_new = services.store.create(
@@ -56,6 +55,7 @@ def create(
         dedupe_s=_KEY_FRESH_S if idempotency_key else services.settings.dedupe_window_s,
         event=Event(message=f"Created {kind}: {record.id}"),
         also_ended=idempotency_key is not None,
+        check=lambda: check(services, org, spec),
     )
     if is_new:
         _enqueue(services, stands.id)
@@ -148,12 +148,27 @@ def _check_model(services: Services, org: str, spec: JobSpec) -> None:
     except NotFound as error:
         message = _unknown_model(services, name)
         raise InvalidRequest(message, code="model_not_found", param="model") from error
-    if tuned.kind == "lora" and spec.options.adapter is not None:
+    if tuned.kind == "lora":
+        _check_adapter(services, tuned, spec)
+
+
+def _check_adapter(services: Services, tuned: ModelRecord, spec: JobSpec) -> None:
+    if spec.options.adapter is not None:
         raise InvalidRequest(
-            f"{name} is an adapter, which a job on it goes on training: leave `adapter` out.",
+            f"{tuned.id} is an adapter, which a job on it goes on training: leave `adapter` out.",
             code="unsupported_model",
             param="adapter",
         )
+    if services.base_models.source(tuned.base) is not None:
+        return
+    try:
+        services.models.get(tuned.org, tuned.base)
+    except NotFound as error:
+        raise InvalidRequest(
+            f"{tuned.id} is an adapter on {tuned.base}, which is not there any more.",
+            code="model_not_found",
+            param="model",
+        ) from error
 
 
 def _check_length(services: Services, org: str, spec: JobSpec) -> None:

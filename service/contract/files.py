@@ -7,7 +7,7 @@ from redis import Redis
 
 from service.contract import index, keys
 from service.contract.commands import Pipe, typed
-from service.contract.connection import available
+from service.contract.connection import available, transaction
 from service.contract.errors import NotFound
 from service.contract.index import Page
 from service.contract.spec import DataFormat, Purpose
@@ -117,9 +117,21 @@ class Files:
         key = keys.org_index(org, "files")
         return index.page(self._redis, key, load, after=after, limit=limit, ascending=ascending)
 
-    def remove(self, record: FileRecord) -> None:
-        """Forget a file; its bytes are the caller's to delete afterwards."""
-        self._forget(record.org, record.id)
+    def remove(self, record: FileRecord, check: Callable[[], None] | None = None) -> None:
+        """Forget a file; its bytes are the caller's to delete afterwards.
+
+        Args:
+            record: The file.
+            check: Raises where a job needs it; called again where a job came in between.
+        """
+
+        def write(pipe: Pipe) -> None:
+            if check is not None:
+                check()
+            pipe.multi()
+            self._erase(pipe, record.org, record.id)
+
+        transaction(self._redis, write, keys.ACTIVE)
 
     def remove_expired(self, delete: Callable[[str], None]) -> None:
         """Forget some of the files past their expiry, each after `delete` got its storage path.
@@ -134,14 +146,16 @@ class Files:
         for member in expired:
             file_id, org = member.split(" ", maxsplit=1)
             delete(_path(file_id))
-            self._forget(org, file_id)
+            with available(), self._redis.pipeline() as pipe:
+                self._erase(pipe, org, file_id)
+                pipe.execute()
 
-    def _forget(self, org: str, file_id: str) -> None:
-        with available(), self._redis.pipeline() as pipe:
-            pipe.delete(keys.file(file_id))
-            pipe.zrem(keys.org_index(org, "files"), file_id)
-            pipe.zrem(keys.EXPIRING, _expiring(org, file_id))
-            pipe.execute()
+    @staticmethod
+    def _erase(pipe: Pipe, org: str, file_id: str) -> None:
+        """Queue the removal of a record on a pipeline."""
+        pipe.delete(keys.file(file_id))
+        pipe.zrem(keys.org_index(org, "files"), file_id)
+        pipe.zrem(keys.EXPIRING, _expiring(org, file_id))
 
 
 def _path(file_id: str) -> str:

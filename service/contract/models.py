@@ -1,6 +1,7 @@
 """Models: the base models that may be fine-tuned, and the records of the fine-tuned ones."""
 
 import re
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 from pydantic import BaseModel, ConfigDict
@@ -8,7 +9,7 @@ from redis import Redis
 
 from service.contract import keys
 from service.contract.commands import Pipe, typed
-from service.contract.connection import available
+from service.contract.connection import available, transaction
 from service.contract.errors import NotFound
 from service.contract.index import batches
 from service.contract.settings import Settings
@@ -132,11 +133,21 @@ class Models:
             ]
         return [ModelRecord.model_validate_json(raw) for raw in raws if raw]
 
-    def remove(self, record: ModelRecord) -> None:
-        """Forget a model; its folder is the caller's to delete afterwards."""
-        with available(), self._redis.pipeline() as pipe:
+    def remove(self, record: ModelRecord, check: Callable[[], None] | None = None) -> None:
+        """Forget a model; its folder is the caller's to delete afterwards.
+
+        Args:
+            record: The model.
+            check: Raises where a job needs it; called again where a job came in between.
+        """
+
+        def write(pipe: Pipe) -> None:
+            if check is not None:
+                check()
+            pipe.multi()
             self.erase(pipe, record.org, record.id)
-            pipe.execute()
+
+        transaction(self._redis, write, keys.ACTIVE)
 
     @staticmethod
     def erase(pipe: Pipe, org: str, model_id: str) -> None:

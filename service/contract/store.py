@@ -48,6 +48,7 @@ class Store(Records):
         dedupe_s: int,
         event: Event,
         also_ended: bool = False,
+        check: Callable[[], None] | None = None,
     ) -> tuple[JobRecord, bool]:
         """Write a new record, unless a job of the same `dedupe_key` is still fresh.
 
@@ -58,6 +59,8 @@ class Store(Records):
             event: The first event.
             also_ended: Whether a job that has ended is answered too: right for a key that the
                 caller chose; a mere repetition of the same body may well ask for a second job.
+            check: Raises where a new record would name a file or a model that is not there; called
+                again where one of them is removed before the record is written.
 
         Returns:
             The record that now stands, and whether this call made it.
@@ -67,9 +70,12 @@ class Store(Records):
         def write(pipe: Pipe) -> JobRecord:
             # Of this id, where an earlier try went through and its answer was lost.
             first = _read(pipe, record.id) or _read(pipe, pipe.get(slot))
-            pipe.multi()
             if first is not None and (also_ended or not first.terminal or first.id == record.id):
+                pipe.multi()
                 return first
+            if check is not None:
+                check()
+            pipe.multi()
             pipe.hset(key, mapping=encode(record.model_dump(mode="json")))
             index.add(pipe, keys.org_index(record.org, "jobs"), record.id)
             pipe.sadd(keys.ACTIVE, record.id)
@@ -79,7 +85,9 @@ class Store(Records):
                 pipe.set(slot, record.id, ex=dedupe_s)
             return record
 
-        stands = transaction(self._redis, write, key, slot)
+        spec = record.spec
+        files = [keys.file(each) for each in (spec.training_file, spec.validation_file) if each]
+        stands = transaction(self._redis, write, key, slot, keys.model(spec.model), *files)
         return stands, stands.id == record.id
 
     # Claiming

@@ -48,6 +48,16 @@ class FileCreate(BaseModel):
             raise ValueError("Expected a file: a part of the form that has a filename")  # noqa: TRY004 -- pydantic wants it
         return value
 
+    @field_validator("file")
+    @classmethod
+    def _has_a_name_in_unicode(cls, value: UploadFile) -> UploadFile:
+        """The charset of the form is the caller's choice: with some, half a character is one."""
+        try:
+            (value.filename or "").encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"Expected a filename in Unicode; got {value.filename!a}") from error
+        return value
+
     @model_validator(mode="after")
     def _anchor_with_seconds(self) -> "FileCreate":
         if (self.anchor is None) != (self.seconds is None):

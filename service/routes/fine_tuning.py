@@ -51,7 +51,7 @@ _CREATED: dict[int | str, dict[str, Any]] = {
     201: {"links": _LINKS},
 }
 Limit = Annotated[int, Query(ge=1, le=1000)]
-IdempotencyKey = Annotated[str | None, Header(max_length=255)]
+IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
 
 
 class EventQuery(BaseModel):
@@ -66,14 +66,17 @@ class EventQuery(BaseModel):
 
 async def _metadata(request: Request) -> dict[str, str]:
     """The pairs of the filter, which come as `metadata[k]=v`."""
-    if "metadata" in request.query_params:
-        raise InvalidRequest(
-            "metadata is one value; expected pairs, as metadata[k]=v.",
-            code="invalid_value",
-            param="metadata",
-        )
-    matches = [(_METADATA.fullmatch(name), value) for name, value in request.query_params.items()]
-    return {match[1]: value for match, value in matches if match}
+    pairs = {}
+    for name, value in request.query_params.items():
+        if match := _METADATA.fullmatch(name):
+            pairs[match[1]] = value
+        elif name.startswith("metadata"):  # without it, every job would be listed
+            raise InvalidRequest(
+                f"{name[:80]!r} filters by nothing; expected pairs, as metadata[k]=v.",
+                code="invalid_value",
+                param="metadata",
+            )
+    return pairs
 
 
 @router.post("", status_code=201, responses=_CREATED)

@@ -60,6 +60,6 @@ def get_model(model_id: str, org: Organization, services: ServicesDep) -> Model:
 
 @router.delete("/{model_id:path}")
 def delete_model(model_id: str, org: Organization, services: ServicesDep) -> Deleted:
-    """Delete a fine-tuned model that no unfinished job needs, with its files."""
+    """Delete a fine-tuned model that no unfinished job or adapter needs, with its files."""
     artefacts.delete_model(services, org, model_id)
     return Deleted(id=model_id, object="model")

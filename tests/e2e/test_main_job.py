@@ -127,6 +127,7 @@ def test_the_client_pages_through_jobs_and_checkpoints_and_filters_by_metadata(
     steps = [checkpoint.step_number for checkpoint in checkpoints]
     assert steps == sorted(steps, reverse=True)
     assert {6, 12} <= {*steps}
+    assert None not in checkpoints[0].metrics.model_dump().values()
 
 
 def test_the_async_client_sees_the_same(

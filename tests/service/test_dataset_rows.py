@@ -85,6 +85,17 @@ def test_what_is_wrong_with_a_conversation_and_where(
     assert error.value.errors()[0]["loc"][: len(place)] == place
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_tool_takes_no_number_that_json_has_not(number: str) -> None:
+    row = json.dumps({"messages": [ASK, TELL], "tools": [TOOL]})
+    assert ChatRow.model_validate_json(row.replace('"object"', "1e99"))
+    with pytest.raises(ValidationError) as error:
+        ChatRow.model_validate_json(row.replace('"object"', f'{{"minimum": [{number}]}}'))
+    [fault] = error.value.errors()
+    assert fault["loc"] == ("tools", 0, "function", "parameters")
+    assert "NaN and Infinity are not JSON" in fault["msg"]
+
+
 @pytest.mark.parametrize("row", ['{"text": ""}', '{"text": 3}', '{"text": "a", "b": 1}', "{}"])
 def test_a_text_is_text_and_nothing_else(row: str) -> None:
     with pytest.raises(ValidationError):

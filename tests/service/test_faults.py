@@ -1,3 +1,4 @@
+import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.faults import FieldFault, field_faults, path_text
@@ -48,8 +49,24 @@ def test_the_deepest_place_says_more_than_those_around_it() -> None:
 
 
 def test_a_long_value_is_not_repeated() -> None:
-    [(_, message)] = _told({"name": "a", "inner": [{"size": "big" * 100}]})
-    assert "got" not in message
+    [(_, message)] = _told({"name": "a", "inner": [{"size": "big" * 500}]})
+    assert message.endswith("; got 1,500 characters")
+    assert "big" not in message
+
+
+@pytest.mark.parametrize(("value", "shown"), [({"a": 1}, "an object"), (["a"], "an array")])
+def test_a_value_of_parts_is_told_by_its_kind(value: object, shown: str) -> None:
+    assert _told({"name": value}) == [("name", f"Input should be a valid string; got {shown}")]
+
+
+def test_a_number_without_end_is_cut() -> None:
+    [(_, message)] = _told({"name": 10**300})
+    assert message == f"Input should be a valid string; got 1{'0' * 59}..."
+
+
+def test_a_long_name_is_not_repeated() -> None:
+    [(path, message)] = _told({"name": "a", "inner": [{"k" * 10_000: 1}]})
+    assert (path, message) == (f"inner[0].{'k' * 128}...", "Unknown field")
 
 
 def test_a_body_that_is_no_object_says_what_is_expected() -> None:

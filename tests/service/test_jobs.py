@@ -162,6 +162,16 @@ def test_an_idempotency_key_names_one_job_for_a_day(
     assert 23 * 3600 < redis.ttl(slot) <= 24 * 3600
 
 
+def test_an_idempotency_key_names_its_job_although_the_file_is_gone(
+    client: openai.OpenAI, http: httpx.Client, body: dict[str, Any]
+) -> None:
+    first = _create(http, body, "mine").json()["id"]
+    client.fine_tuning.jobs.cancel(first)
+    client.files.delete(body["training_file"])
+    again = _create(http, body, "mine")
+    assert (again.status_code, again.json()["id"]) == (200, first)
+
+
 def test_other_idempotency_keys_are_other_jobs(http: httpx.Client, body: dict[str, Any]) -> None:
     assert _create(http, body, "one").status_code == 201
     assert _create(http, body, "two").status_code == 201
@@ -179,8 +189,12 @@ def test_an_idempotency_key_of_another_body_is_a_conflict(
     assert _count(http) == 1
 
 
-def test_an_idempotency_key_has_a_limit(http: httpx.Client, body: dict[str, Any]) -> None:
-    answer = _create(http, body, "k" * 256)
+@pytest.mark.parametrize("key", ["", "k" * 256])
+def test_an_idempotency_key_that_is_none_is_refused(
+    http: httpx.Client, body: dict[str, Any], key: str
+) -> None:
+    """An empty one, which a script sends whose variable is unset, was one key for all its jobs."""
+    answer = http.post(JOBS, json=body, headers={"Idempotency-Key": key})
     error = error_of(answer)
     assert (answer.status_code, error["param"]) == (400, "idempotency-key")
     assert _create(http, body, "k" * 255).status_code == 201
@@ -267,6 +281,16 @@ def test_an_adapter_on_an_adapter_is_refused(
     assert (error["param"], error["code"]) == ("adapter", "unsupported_model")
     assert _count(http) == 0
     assert _create(http, {**body, "model": "ft:full"}).status_code == 201
+
+
+def test_an_adapter_whose_base_is_gone_is_refused(
+    http: httpx.Client, models: Models, storage: Storage, body: dict[str, Any]
+) -> None:
+    models.add(tuned_model(storage, "ft:adapter", base="gone", kind="lora"))
+    answer = _create(http, {**body, "model": "ft:adapter"})
+    error = error_of(answer)
+    assert (answer.status_code, error["param"], error["code"]) == (400, "model", "model_not_found")
+    assert "an adapter on gone" in error["message"]
 
 
 def test_queue_positions_of_a_list(client: openai.OpenAI, store: Store, training_file: str) -> None:

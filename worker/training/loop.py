@@ -153,7 +153,7 @@ class Loop:
             {
                 "step": position.step,
                 "train_loss": point.loss,
-                "train_accuracy": point.accuracy,
+                "train_mean_token_accuracy": point.accuracy,
                 **point.filtered,
             }
         )
@@ -179,25 +179,16 @@ class Loop:
 
     def _log_evaluation(self, found: Evaluation, *, full: bool) -> None:
         session, position = self.session, self.position
-        row: dict[str, float | None] = {
-            "step": position.step,
-            "valid_loss": found.loss,
-            "valid_mean_token_accuracy": found.accuracy,
-        }
+        measured = {"valid_loss": found.loss, "valid_mean_token_accuracy": found.accuracy}
+        if full:
+            measured |= {f"full_{name}": value for name, value in measured.items()}
+        row: dict[str, float | None] = {"step": position.step, **measured}
         if position.metrics and position.metrics[-1]["step"] == position.step:
             position.metrics[-1] |= row
         else:
             position.metrics.append(row)
-        session.reporter.send(
-            Metrics(
-                step=position.step,
-                total_steps=session.resolved.total_steps,
-                valid_loss=found.loss,
-                valid_mean_token_accuracy=found.accuracy,
-                full_valid_loss=found.loss if full else None,
-                full_valid_mean_token_accuracy=found.accuracy if full else None,
-            )
-        )
+        total = session.resolved.total_steps
+        session.reporter.send(Metrics(step=position.step, total_steps=total, **measured))
         session.reporter.progress(last=True, phase="training", valid_loss=found.loss)
 
     def _checkpoint(self) -> None:

@@ -13,15 +13,22 @@ from service.contract.spec import ResolvedOptions
 from worker.events import RunSpec
 from worker.training.checkpoint import Position
 
-COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+# Columns of the wire format's CSV, and what its events and checkpoints call the same.
+_COLUMNS = {
+    "step": "step",
+    "train_loss": "train_loss",
+    "train_accuracy": "train_mean_token_accuracy",
+    "valid_loss": "valid_loss",
+    "valid_mean_token_accuracy": "valid_mean_token_accuracy",
+}
 
 
 def write_csv(position: Position, path: Path) -> None:
     """The metrics in the wire format's columns; a cell is empty where nothing was measured."""
     with path.open("w", newline="") as stream:
-        table = csv.DictWriter(stream, COLUMNS)
-        table.writeheader()
-        table.writerows({name: row.get(name) for name in COLUMNS} for row in position.metrics)
+        table = csv.writer(stream)
+        table.writerow(_COLUMNS)
+        table.writerows([row.get(name) for name in _COLUMNS.values()] for row in position.metrics)
 
 
 @dataclass(frozen=True)

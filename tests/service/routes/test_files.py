@@ -1,5 +1,6 @@
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -13,8 +14,9 @@ from service.contract.storage import Storage
 from service.contract.store import Store
 from service.settings import ServiceSettings
 from tests.service.contract.support import file_record
-from tests.service.support import CHAT, error_of, jsonl, send, start, submit, upload
+from tests.service.support import CHAT, JOBS, error_of, jsonl, send, start, submit, upload
 from tests.support.process import served
+from tests.support.stack import TINY
 
 HOUR_S = 3600
 
@@ -73,6 +75,19 @@ def test_a_file_that_a_job_needs_stays(
     assert error.value.response.headers["x-should-retry"] == "false"
     client.fine_tuning.jobs.cancel(job.id)
     assert client.files.delete(training_file).deleted
+
+
+def test_a_file_is_not_deleted_from_under_a_job_that_is_created_meanwhile(
+    client: openai.OpenAI, http: httpx.Client
+) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(20):
+            file_id = upload(client).id
+            body = {"model": TINY, "training_file": file_id}
+            created = pool.submit(http.post, JOBS, json=body)
+            deleted = pool.submit(http.delete, f"/v1/files/{file_id}")
+            statuses = (created.result().status_code, deleted.result().status_code)
+            assert statuses in {(201, 409), (400, 200)}
 
 
 def test_the_client_pages_through_all_files(client: openai.OpenAI) -> None:
@@ -225,6 +240,34 @@ def test_a_filename_is_remembered_and_never_a_path(
     answer = http.get(f"/v1/files/{file['id']}/content")
     assert answer.content == CHAT
     assert answer.headers["Content-Disposition"].startswith("attachment; filename*=UTF-8''")
+
+
+@pytest.mark.parametrize(
+    ("charset", "name"), [("utf-7", "+2AA-.jsonl"), ("unicode_escape", r"\\ud800.jsonl")]
+)
+def test_half_a_character_in_a_filename_is_refused_and_leaves_no_bytes(
+    http: httpx.Client, storage: Storage, charset: str, name: str
+) -> None:
+    before = storage.children("files")
+    file = f'--b\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
+    purpose = '\r\n--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n--b--'
+    answer = http.post(
+        "/v1/files",
+        content=file.encode() + CHAT + purpose.encode(),
+        headers={"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"},
+    )
+    error = error_of(answer)
+    assert (answer.status_code, error["param"]) == (400, "file")
+    assert r"got '\ud800.jsonl'" in error["message"]
+    assert storage.children("files") == before
+
+
+def test_names_of_megabytes_do_not_come_back(http: httpx.Client) -> None:
+    """They came back by the hundred, once in the list and once in the message."""
+    line = jsonl({"text": "a", "k" * 10**6: 1})
+    answer = send(http, line * 8)
+    assert error_of(answer)["fault_count"] == 8
+    assert len(answer.content) < 10_000
 
 
 def test_content_that_is_gone_is_an_error_before_any_byte(

@@ -170,6 +170,8 @@ def test_jobs_are_filtered_by_metadata(client: openai.OpenAI, training_file: str
         ("?limit=1001", "limit"),
         ("?after=file-1", "after"),
         ("?metadata=team", "metadata"),
+        ("?metadata[team=a", "metadata"),
+        ("?metadata.team=a", "metadata"),
         ("/{id}/events?after=1", "after"),
         ("/{id}/events?order=up", "order"),
         ("/{id}/events?limit=-1", "limit"),

@@ -1,4 +1,5 @@
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -6,7 +7,7 @@ import pytest
 
 from service.contract.models import Models
 from service.contract.storage import Storage
-from tests.service.support import error_of, submit, tuned_model
+from tests.service.support import JOBS, error_of, submit, tuned_model
 from tests.support.stack import TINY
 
 TUNED = f"ft:{TINY}:org-local:mine:1"
@@ -89,3 +90,37 @@ def test_a_model_that_a_job_needs_stays(
     assert error.value.code == "model_in_use"
     client.fine_tuning.jobs.cancel(job.id)
     assert client.models.delete(tuned).deleted
+
+
+def test_a_model_stays_while_an_adapter_stands_on_it(
+    client: openai.OpenAI, models: Models, storage: Storage, tuned: str, training_file: str
+) -> None:
+    """Without it an adapter is nothing, nor can a job on the adapter run."""
+    adapter = f"{TUNED}-lora"
+    models.add(tuned_model(storage, adapter, base=tuned, kind="lora"))
+    models.add(tuned_model(storage, f"{TUNED}-full", base=tuned))
+    job = submit(client, training_file, model=adapter)
+    with pytest.raises(openai.ConflictError) as error:
+        client.models.delete(tuned)
+    assert error.value.code == "model_in_use"
+    assert adapter in error.value.message
+    client.fine_tuning.jobs.cancel(job.id)
+    assert client.models.delete(adapter).deleted
+    assert client.models.delete(tuned).deleted
+
+
+def test_a_model_is_not_deleted_from_under_a_job_that_is_created_meanwhile(
+    http: httpx.Client,
+    models: Models,
+    storage: Storage,
+    training_file: str,
+) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(20):
+            name = f"{TUNED}{number}"
+            models.add(tuned_model(storage, name))
+            body = {"model": name, "training_file": training_file}
+            created = pool.submit(http.post, JOBS, json=body)
+            deleted = pool.submit(http.delete, f"/v1/models/{name}")
+            statuses = (created.result().status_code, deleted.result().status_code)
+            assert statuses in {(201, 409), (400, 200)}

@@ -28,8 +28,8 @@ POSITION = Position(
     tokens=50,
     metrics=[
         {"step": 0, "valid_loss": 3.0, "valid_mean_token_accuracy": 0.0},
-        {"step": 1, "train_loss": 2.5, "train_accuracy": 0.25},
-        {"step": 2, "train_loss": 2.0, "train_accuracy": 0.5, "valid_loss": 2.25},
+        {"step": 1, "train_loss": 2.5, "train_mean_token_accuracy": 0.25},
+        {"step": 2, "train_loss": 2.0, "train_mean_token_accuracy": 0.5, "valid_loss": 2.25},
     ],
 )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from openai.types.fine_tuning.jobs.fine_tuning_job_checkpoint import Metrics as CheckpointMetrics
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from cce_core import IGNORE_INDEX
@@ -159,6 +160,11 @@ def test_checkpoints_come_as_asked_and_at_the_end(run: RunJob) -> None:
         assert line.metrics["valid_loss"] == outcome.valid_losses[line.step]
     last = AutoModelForCausalLM.from_pretrained(written[-1].path / "model").state_dict()
     assert all(torch.equal(last[name], value) for name, value in weights(outcome).items())
+
+
+def test_the_client_reads_every_metric_of_the_last_checkpoint_by_its_name(run: RunJob) -> None:
+    last = run(chats(8), validation=chats(2)).of(CheckpointWritten)[-1]
+    assert last.metrics.keys() == CheckpointMetrics.model_fields.keys() - {"step"}
 
 
 # What is told on the way
