@@ -37,6 +37,7 @@ class Store(Records):
     def __init__(self, redis: Redis, *, lease_s: float) -> None:
         super().__init__(redis)
         self._lease_ms = int(lease_s * 1000)
+        self._models = Models(redis)
 
     # Creating
 
@@ -170,8 +171,8 @@ class Store(Records):
     ) -> list[Checkpoint]:
         """Record a checkpoint that is whole in the storage, and the model that it can be used as.
 
-        All but the newest `keep` checkpoints of the job are forgotten, with their models; one of
-        the same step is replaced.
+        All but the newest `keep` checkpoints of the job are forgotten, with their models, unless
+        another job trains on one or an adapter stands on it; one of the same step is replaced.
 
         Returns:
             The forgotten checkpoints; their folders are the caller's to delete.
@@ -189,7 +190,10 @@ class Store(Records):
             record = rules.held(decode(pipe.hgetall(key)), claim)
             known = [Checkpoint.model_validate_json(raw) for raw in pipe.zrange(checkpoints, 0, -1)]
             others = [old for old in known if old.step != checkpoint.step]
-            kept = [*others[max(0, len(others) - keep + 1) :], checkpoint]
+            newest = max(0, len(others) - keep + 1)
+            needed = self._needed_models(record.org) if newest else set()
+            spared = [old for old in others[:newest] if old.model in needed]
+            kept = [*spared, *others[newest:], checkpoint]
             paths = {each.path for each in kept}
             dropped = [old for old in known if old.path not in paths]
             pipe.multi()
@@ -201,7 +205,12 @@ class Store(Records):
             self._write(pipe, record, ({}, event))
             return dropped
 
-        return transaction(self._redis, write, key, checkpoints)
+        return transaction(self._redis, write, key, checkpoints, keys.ACTIVE)
+
+    def _needed_models(self, org: str) -> set[str]:
+        """Ids of the models that unfinished jobs train on, or adapters stand on."""
+        adapters = (each for each in self._models.all(org) if each.kind == "lora")
+        return {job.spec.model for job in self.active()} | {each.base for each in adapters}
 
     # Moving along the edges
 

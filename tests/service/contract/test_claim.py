@@ -168,6 +168,23 @@ def test_the_newest_checkpoints_are_kept_with_their_models(store: Store, redis: 
     assert {model.step for model in models.all(ORG)} == {6, 10}
 
 
+def test_a_checkpoint_that_others_need_outlives_its_turn(store: Store, redis: Redis) -> None:
+    claim, models = running(store), Models(redis)
+    for step in (2, 4, 6):
+        store.add_checkpoint(claim, *checkpoint(claim, step), keep=3)
+    of_step = {model.step: model for model in models.all(ORG)}
+    user = queued(store, model=of_step[2].id)
+    adapter = of_step[4].model_copy(update={"id": "ft:on-4", "kind": "lora"})
+    adapter = adapter.model_copy(update={"base": of_step[4].id})
+    models.add(adapter)
+    assert store.add_checkpoint(claim, *checkpoint(claim, 8), keep=1)[0].step == 6
+    assert [each.step for each in store.checkpoints(claim.job_id)] == [8, 4, 2]
+    store.transition(user, JobStatus.CANCELLED, EVENT)
+    models.remove(adapter)
+    dropped = store.add_checkpoint(claim, *checkpoint(claim, 10), keep=1)
+    assert [old.step for old in dropped] == [2, 4, 8]
+
+
 def test_a_checkpoint_of_the_same_step_is_replaced(store: Store, redis: Redis) -> None:
     first = running(store)
     store.add_checkpoint(first, *checkpoint(first, 5), keep=3)
