@@ -1,11 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cce_core import IGNORE_INDEX, LossConfig
-from cce_core.models import UnsupportedModelError, attach, detach, split
+from cce_core.models import UnsupportedModelError, attach, check, detach, split
 
 # peft and the Trainer of transformers still speak of gradient checkpointing, as this package does.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
@@ -22,6 +25,7 @@ FAMILIES = {
     "Phi3": {**LLAMA, "pad_token_id": 0},
     "Phi": {**LLAMA, "pad_token_id": 0},  # its head has a bias
     "GPT2": {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4},
+    "OPT": {**TINY, "ffn_dim": 48, "word_embed_proj_dim": 16},  # it calls a part of its trunk
 }
 
 
@@ -166,10 +170,44 @@ class _Squashed(transformers.LlamaForCausalLM):
 
 def test_a_family_with_hidden_post_processing_is_refused_and_left_as_it_was() -> None:
     model = _Squashed(transformers.LlamaConfig(**LLAMA)).train()
-    with pytest.raises(UnsupportedModelError, match=r"_Squashed on random tokens differs by"):
+    with pytest.raises(UnsupportedModelError, match=r"logits of _Squashed on random tokens differ"):
         attach(model)
     assert model.training
     assert model(**batch()).logits is not None
+
+
+class _Halved(transformers.LlamaForCausalLM):
+    """A family that does to its states what its trunk does not."""
+
+    def forward(self, *args, **kwargs):
+        states = self.model(kwargs["input_ids"]).last_hidden_state
+        return CausalLMOutputWithPast(logits=self.lm_head(states / 2))
+
+
+class _Headless(transformers.LlamaForCausalLM):
+    """A family that multiplies by the weight itself."""
+
+    def forward(self, *args, **kwargs):
+        states = self.model(kwargs["input_ids"]).last_hidden_state
+        return CausalLMOutputWithPast(logits=states @ self.lm_head.weight.T)
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [(_Halved, "takes of random tokens differs by 5.0e-01"), (_Headless, "does not call its head")],
+)
+def test_a_head_that_does_not_take_the_trunks_states_is_refused(family: type, reason: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=reason):
+        attach(family(transformers.LlamaConfig(**LLAMA)))
+
+
+def test_a_softcap_that_shows_in_a_trained_models_logits_alone_is_found_in_a_fresh_one() -> None:
+    model = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**FAMILIES["Gemma2"]))
+    model.bfloat16().eval()
+    parts = split(model)
+    check(parts)
+    with pytest.raises(UnsupportedModelError, match=r"beyond weight, bias, scale and softcap"):
+        check(replace(parts, head=replace(parts.head, softcap=30.0)))
 
 
 def test_a_head_that_is_no_linear_layer_is_refused() -> None:

@@ -213,6 +213,18 @@ def test_a_head_that_is_more_than_a_linear_layer() -> None:
     assert (failure.value.code, failure.value.param) == ("unsupported_model", "model")
 
 
+def test_a_factor_on_logits_that_a_fresh_model_hides_is_refused_before_training() -> None:
+    """Untrained, its loss is the logarithm of the vocabulary by any factor."""
+    model = transformers.FalconMambaForCausalLM(
+        transformers.FalconMambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1)
+    )
+    split_model(model)
+    model.config.logit_scale = 0.5  # which this family does not read
+    with pytest.raises(JobFailure, match="It does something to its logits") as failure:
+        split_model(model)
+    assert (failure.value.code, failure.value.param) == ("unsupported_model", "model")
+
+
 # What the data asks of a tokenizer
 
 
