@@ -113,12 +113,13 @@ class _Template:
         template = self.tokenizer.get_chat_template(tools=self.tools)
         if not _GENERATION.search(template):
             return None
+        names: dict[str, Any] = self.tokenizer.special_tokens_map  # as the template knows them
         found: Any = render_jinja_template(
             conversations=[messages],
             tools=self.tools,
             chat_template=template,
             return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map,
+            **names,
         )
         _texts, spans = found
         return list(spans[0])
