@@ -118,8 +118,9 @@ def _replacement(parts: Split, own: Callable[..., Any], config: LossConfig) -> C
             return own(*args, **kwargs)
         num_items = given.pop("num_items_in_batch", None)
         states = parts.trunk(**{name: v for name, v in given.items() if name not in dropped})
-        loss = _head(parts).loss(
-            states.last_hidden_state,
+        head = _head(parts)
+        loss = head.loss(
+            _as_taken(states.last_hidden_state, head),
             labels,
             config,
             shift=1 if shifted is None else 0,
@@ -133,6 +134,12 @@ def _replacement(parts: Split, own: Callable[..., Any], config: LossConfig) -> C
 def _head(parts: Split) -> Head:
     """The head as it is now: adapters and dtype casts may have replaced its weight."""
     return split(parts.model).head
+
+
+def _as_taken(states: torch.Tensor, head: Head) -> torch.Tensor:
+    """States in the head's dtype, which some families keep in fp32; autocast does so itself."""
+    autocast = torch.is_autocast_enabled(states.device.type)
+    return states if autocast else states.to(head.weight.dtype)
 
 
 def _output(loss: torch.Tensor, states: Any) -> Any:
@@ -157,7 +164,7 @@ def check(parts: Split) -> None:
         states, taken, logits = _own_logits(parts)
     finally:
         parts.model.train(training)
-    name, tolerance = type(parts.model).__name__, _TOLERANCE[states.dtype]
+    name, tolerance = type(parts.model).__name__, _TOLERANCE[parts.head.weight.dtype]
     error = _difference(taken, states)
     if not error <= tolerance:  # NaN fails too
         raise UnsupportedModelError(

@@ -159,6 +159,15 @@ def test_bf16_weights() -> None:
     assert ours == pytest.approx(loss, rel=1e-2)
 
 
+def test_states_that_a_family_keeps_in_fp32_are_taken_in_the_heads_dtype() -> None:
+    config = transformers.MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2)
+    model = transformers.MambaForCausalLM(config).bfloat16().eval()
+    tokens = {"input_ids": batch()["input_ids"], "labels": batch()["labels"]}
+    own = float(model(**tokens).loss.detach())
+    attach(model)
+    assert float(model(**tokens).loss.detach()) == pytest.approx(own, rel=1e-2)
+
+
 class _Squashed(transformers.LlamaForCausalLM):
     """A family that does to its logits what its config does not say."""
 

@@ -175,7 +175,7 @@ def hidden_states(model: Split, batch: Batch) -> torch.Tensor:
         use_cache=False,
     )
     states: torch.Tensor = output.last_hidden_state
-    return states
+    return states.to(model.head.weight.dtype)  # some families keep them in fp32 as far as here
 
 
 @torch.no_grad()

@@ -138,6 +138,15 @@ def test_trunk_and_head_are_the_model(family: str) -> None:
 # What is refused
 
 
+def test_states_come_in_the_dtype_of_the_head_where_a_family_keeps_them_in_fp32() -> None:
+    parts = split_model(make_model("Mamba", **MAMBA).bfloat16())
+    ids = torch.arange(12)[None]
+    states = hidden_states(parts, Batch(ids, ids, ids, None))
+    assert states.dtype == torch.bfloat16
+    logits = parts.model(ids, use_cache=False).logits
+    torch.testing.assert_close(parts.head.logits(states), logits.float())
+
+
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     assert refusal(tmp_path / "nothing", tmp_path).code == "model_unavailable"
 
