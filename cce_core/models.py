@@ -20,6 +20,8 @@ from cce_core.config import LossConfig
 from cce_core.head import Head
 
 _ATTACHED = "_cut_cross_entropy"
+# Where a config adds to the cross-entropy: a loss of its experts' router, one of the logits' size.
+_FURTHER_LOSSES = ("output_router_logits", "z_loss_coefficient")
 _CHECKED_ROWS = 16
 # The check's largest logit: a fresh model's are so small that no softcap would show.
 _CHECKED_LOGIT = 40.0
@@ -79,7 +81,8 @@ def attach(model: Any, config: LossConfig | None = None) -> None:
 
     Raises:
         UnsupportedModelError: The model is no trunk and linear head, its logits of a few random
-            tokens are not what the head says, or it is attached already.
+            tokens are not what the head says, its config adds to their cross-entropy, or it is
+            attached already.
     """
     parts = split(model)
     if hasattr(parts.model, _ATTACHED):
@@ -152,12 +155,14 @@ def _output(loss: torch.Tensor, states: Any) -> Any:
 
 @torch.no_grad()
 def check(parts: Split) -> None:
-    """Make sure that the model's own logits of a few random tokens are what the head says.
+    """Make sure that the model's own loss is the cross-entropy of the logits that the head says.
 
     Raises:
-        UnsupportedModelError: What goes into the head is not what the trunk gives, or what comes
-            out is changed by more than weight, bias, scale and softcap.
+        UnsupportedModelError: The config adds to that loss; or, of a few random tokens, what goes
+            into the head is not what the trunk gives, or what comes out is changed by more than
+            weight, bias, scale and softcap.
     """
+    _insist_on_cross_entropy(parts.model)
     training = parts.model.training
     parts.model.eval()  # dropout would differ between two passes
     try:
@@ -178,6 +183,16 @@ def check(parts: Split) -> None:
             f"expected at most {tolerance:.0e}. "
             "It does something to its logits beyond weight, bias, scale and softcap."
         )
+
+
+def _insist_on_cross_entropy(model: Any) -> None:
+    config = model.config.get_text_config()
+    for field in _FURTHER_LOSSES:
+        if asked := getattr(config, field, None):
+            raise UnsupportedModelError(
+                f"The config of {type(model).__name__} adds to the loss by {field}: {asked}; "
+                "expected none, since only the cross-entropy is computed."
+            )
 
 
 def _own_logits(parts: Split) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

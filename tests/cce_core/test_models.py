@@ -219,6 +219,12 @@ def test_a_softcap_that_shows_in_a_trained_models_logits_alone_is_found_in_a_fre
         check(replace(parts, head=replace(parts.head, softcap=30.0)))
 
 
+@pytest.mark.parametrize("further", [{"output_router_logits": True}, {"z_loss_coefficient": 1e-4}])
+def test_a_loss_that_the_config_adds_is_not_left_out_silently(further: dict) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"adds to the loss by {next(iter(further))}"):
+        attach(make("Llama", **further))
+
+
 def test_a_head_that_is_no_linear_layer_is_refused() -> None:
     model = make("Llama")
     model.lm_head = nn.Sequential(nn.Linear(32, 97, bias=False))

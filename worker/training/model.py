@@ -23,9 +23,6 @@ from worker.training.batches import Batch
 # How much of a sequence's states another one in the same row may be, by norm: rounding alone.
 _MIXED = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 _PROBE_TOKENS = 8
-# Where a config asks for more than the cross-entropy: a loss of its experts' router, and one of the
-# logits' size.
-_FURTHER_LOSSES = ("output_router_logits", "z_loss_coefficient")
 
 
 def load_tokenizer(spec: RunSpec) -> PreTrainedTokenizerBase:
@@ -54,8 +51,7 @@ def load_config(spec: RunSpec) -> Any:
     """The config of the full model, under an adapter too; it asks for no output but the states.
 
     Raises:
-        JobFailure: It can't be loaded, transformers doesn't know the architecture, or it asks for
-            another loss than the one that is trained.
+        JobFailure: It can't be loaded, or transformers doesn't know the architecture.
     """
     try:
         config: Any = AutoConfig.from_pretrained(
@@ -70,13 +66,6 @@ def load_config(spec: RunSpec) -> Any:
         # is saved by transformers only where its attention is eager.
         part.output_attentions = part.output_hidden_states = False
         part.return_dict = True
-        for field in _FURTHER_LOSSES:
-            if asked := getattr(part, field, None):
-                message = (
-                    f"The config of {spec.job.model} adds to the loss by {field}: {asked}; "
-                    "expected none, since only the cross-entropy is trained."
-                )
-                raise JobFailure("unsupported_model", message, param="model")
     return config
 
 
@@ -156,7 +145,8 @@ def split_model(model: Any) -> Split:
     """Trunk and head of the model.
 
     Raises:
-        JobFailure: The head is no plain linear layer, or the logits are not what it says.
+        JobFailure: The head is no plain linear layer, the logits are not what it says, or the
+            model's own loss is more than their cross-entropy.
     """
     try:
         parts = causal_lm.split(model)
