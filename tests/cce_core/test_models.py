@@ -1,11 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cce_core import IGNORE_INDEX, LossConfig
-from cce_core.models import UnsupportedModelError, attach, detach, split
+from cce_core.models import UnsupportedModelError, attach, check, detach, split
 
 # peft and the Trainer of transformers still speak of gradient checkpointing, as this package does.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
@@ -22,6 +25,7 @@ FAMILIES = {
     "Phi3": {**LLAMA, "pad_token_id": 0},
     "Phi": {**LLAMA, "pad_token_id": 0},  # its head has a bias
     "GPT2": {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4},
+    "OPT": {**TINY, "ffn_dim": 48, "word_embed_proj_dim": 16},  # it calls a part of its trunk
 }
 
 
@@ -155,6 +159,15 @@ def test_bf16_weights() -> None:
     assert ours == pytest.approx(loss, rel=1e-2)
 
 
+def test_states_that_a_family_keeps_in_fp32_are_taken_in_the_heads_dtype() -> None:
+    config = transformers.MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2)
+    model = transformers.MambaForCausalLM(config).bfloat16().eval()
+    tokens = {"input_ids": batch()["input_ids"], "labels": batch()["labels"]}
+    own = float(model(**tokens).loss.detach())
+    attach(model)
+    assert float(model(**tokens).loss.detach()) == pytest.approx(own, rel=1e-2)
+
+
 class _Squashed(transformers.LlamaForCausalLM):
     """A family that does to its logits what its config does not say."""
 
@@ -166,10 +179,50 @@ class _Squashed(transformers.LlamaForCausalLM):
 
 def test_a_family_with_hidden_post_processing_is_refused_and_left_as_it_was() -> None:
     model = _Squashed(transformers.LlamaConfig(**LLAMA)).train()
-    with pytest.raises(UnsupportedModelError, match=r"_Squashed on random tokens differs by"):
+    with pytest.raises(UnsupportedModelError, match=r"logits of _Squashed on random tokens differ"):
         attach(model)
     assert model.training
     assert model(**batch()).logits is not None
+
+
+class _Halved(transformers.LlamaForCausalLM):
+    """A family that does to its states what its trunk does not."""
+
+    def forward(self, *args, **kwargs):
+        states = self.model(kwargs["input_ids"]).last_hidden_state
+        return CausalLMOutputWithPast(logits=self.lm_head(states / 2))
+
+
+class _Headless(transformers.LlamaForCausalLM):
+    """A family that multiplies by the weight itself."""
+
+    def forward(self, *args, **kwargs):
+        states = self.model(kwargs["input_ids"]).last_hidden_state
+        return CausalLMOutputWithPast(logits=states @ self.lm_head.weight.T)
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [(_Halved, "takes of random tokens differs by 5.0e-01"), (_Headless, "does not call its head")],
+)
+def test_a_head_that_does_not_take_the_trunks_states_is_refused(family: type, reason: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=reason):
+        attach(family(transformers.LlamaConfig(**LLAMA)))
+
+
+def test_a_softcap_that_shows_in_a_trained_models_logits_alone_is_found_in_a_fresh_one() -> None:
+    model = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**FAMILIES["Gemma2"]))
+    model.bfloat16().eval()
+    parts = split(model)
+    check(parts)
+    with pytest.raises(UnsupportedModelError, match=r"beyond weight, bias, scale and softcap"):
+        check(replace(parts, head=replace(parts.head, softcap=30.0)))
+
+
+@pytest.mark.parametrize("further", [{"output_router_logits": True}, {"z_loss_coefficient": 1e-4}])
+def test_a_loss_that_the_config_adds_is_not_left_out_silently(further: dict) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"adds to the loss by {next(iter(further))}"):
+        attach(make("Llama", **further))
 
 
 def test_a_head_that_is_no_linear_layer_is_refused() -> None:

@@ -13,12 +13,14 @@ from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from cce_core import IGNORE_INDEX
 from worker.training.messages import BadRow, Conversation, conversation
 
 # Jinja's control of whitespace may be in the tag.
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+Span = tuple[int, int]  # of characters: the first, and the one after the last
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,12 @@ def chat_example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Exa
             raise BadRow(path, f"the model's chat template leaves it out: {name}")
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = encoded["input_ids"]
-    marks = template.marks(chat.messages)
-    trained = [True] * len(ids) if marks is None else [bool(mark) for mark in marks]
-    if marks is None or chat.weighted:
+    tokens = [_with_width(token) for token in encoded["offset_mapping"]]
+    marked = template.marked(chat.messages)
+    trained = [marked is None or _touches(token, marked) for token in tokens]
+    if marked is None or chat.weighted:
         spans = list(_spans(template, text, chat))
-        inside = [_within(token, spans) for token in encoded["offset_mapping"]]
+        inside = [_within(token, spans) for token in tokens]
         trained = [both[0] and both[1] for both in zip(trained, inside, strict=True)]
     labels = [token if kept else IGNORE_INDEX for token, kept in zip(ids, trained, strict=True)]
     return Example(ids, labels)
@@ -101,18 +104,28 @@ class _Template:
             raise BadRow("messages[0]", "the chat template lets no assistant speak first")
         return alone[: start + len(prompt)]
 
-    def marks(self, messages: list[dict[str, Any]]) -> list[int] | None:
-        """What the template's generation tags mark, a token each; None where it has no tags."""
-        if not _GENERATION.search(self.tokenizer.get_chat_template(tools=self.tools)):
+    def marked(self, messages: list[dict[str, Any]]) -> list[Span] | None:
+        """What the template's generation tags mark; None where it has no tags.
+
+        In characters: which tokens these are is read differently by releases of transformers, some
+        of which lose the place at whitespace that a tokenizer leaves out of its offsets.
+        """
+        template = self.tokenizer.get_chat_template(tools=self.tools)
+        if not _GENERATION.search(template):
             return None
-        encoded: Any = self.tokenizer.apply_chat_template(
-            messages, tools=self.tools, return_dict=True, return_assistant_tokens_mask=True
+        names: dict[str, Any] = self.tokenizer.special_tokens_map  # as the template knows them
+        found: Any = render_jinja_template(
+            conversations=[messages],
+            tools=self.tools,
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **names,
         )
-        marks: list[int] = encoded["assistant_masks"]
-        return marks
+        _texts, spans = found
+        return list(spans[0])
 
 
-def _spans(template: _Template, text: str, chat: Conversation) -> Iterator[tuple[int, int]]:
+def _spans(template: _Template, text: str, chat: Conversation) -> Iterator[Span]:
     """The characters of each assistant message that is trained on."""
     for at in chat.learned:
         before = template.before(chat.messages, at)
@@ -122,11 +135,23 @@ def _spans(template: _Template, text: str, chat: Conversation) -> Iterator[tuple
         yield len(before), len(through)
 
 
-def _within(token: tuple[int, int], spans: list[tuple[int, int]]) -> bool:
-    """Whether a token lies in a span.
+def _with_width(token: Span) -> Span:
+    """The characters of a token, one at the least.
 
     Some tokenizers leave whitespace out of the offsets, so that a token which is nothing else has
     no width, and stands where it ends.
     """
     start, end = token
-    return any(first <= start and first < end <= last for first, last in spans)
+    return min(start, end - 1), end
+
+
+def _within(token: Span, spans: list[Span]) -> bool:
+    """Whether a token lies in a span."""
+    start, end = token
+    return any(first <= start and end <= last for first, last in spans)
+
+
+def _touches(token: Span, spans: list[Span]) -> bool:
+    """Whether any of a token lies in a span."""
+    start, end = token
+    return any(first < end and start < last for first, last in spans)

@@ -1,7 +1,7 @@
 """Load a causal LM, put an adapter on it, and split it into trunk and head for the loss.
 
-What a family does to its logits beyond what the split knows shows in the numerics receipt, which
-compares with the unmodified model's own logits.
+What a family does to its logits beyond what the split knows is found out before training: here on
+logits as large as a trained model's, and by the numerics receipt on the first batch.
 """
 
 from typing import Any
@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from cce_core.models import Split, UnsupportedModelError, split
+from cce_core import models as causal_lm
+from cce_core.models import Split, UnsupportedModelError
 from service.contract.errors import JobFailure
 from service.contract.spec import ResolvedOptions
 from worker.events import RunSpec
@@ -144,12 +145,15 @@ def split_model(model: Any) -> Split:
     """Trunk and head of the model.
 
     Raises:
-        JobFailure: The head is no plain linear layer.
+        JobFailure: The head is no plain linear layer, the logits are not what it says, or the
+            model's own loss is more than their cross-entropy.
     """
     try:
-        return split(model)
+        parts = causal_lm.split(model)
+        causal_lm.check(parts)
     except UnsupportedModelError as error:
         raise JobFailure("unsupported_model", str(error), param="model") from error
+    return parts
 
 
 def hidden_states(model: Split, batch: Batch) -> torch.Tensor:
@@ -161,7 +165,7 @@ def hidden_states(model: Split, batch: Batch) -> torch.Tensor:
         use_cache=False,
     )
     states: torch.Tensor = output.last_hidden_state
-    return states
+    return states.to(model.head.weight.dtype)  # some families keep them in fp32 as far as here
 
 
 @torch.no_grad()

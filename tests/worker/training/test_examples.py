@@ -117,6 +117,15 @@ def test_whitespace_is_learned_where_a_tokenizer_leaves_it_out_of_its_offsets(
     assert learned(ask("  a  ", answer), tokenizer) == [answer + "<|im_end|>\n"]
 
 
+def test_marks_keep_their_place_at_whitespace_that_is_left_out_of_offsets(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Releases of transformers lose the rest of a row, or learn all of it, questions too."""
+    tokenizer.chat_template = TAGGED.replace("message['content'] + '<|im_end|>'", "' Hi '")
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    assert learned({"messages": TALK}, tokenizer) == [" Hi ", " Hi "]
+
+
 def test_characters_of_several_tokens_are_learned_whole(tokenizer: PreTrainedTokenizerBase) -> None:
     for template in (TAGGED, PLAIN):
         tokenizer.chat_template = template

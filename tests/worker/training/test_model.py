@@ -138,6 +138,15 @@ def test_trunk_and_head_are_the_model(family: str) -> None:
 # What is refused
 
 
+def test_states_come_in_the_dtype_of_the_head_where_a_family_keeps_them_in_fp32() -> None:
+    parts = split_model(make_model("Mamba", **MAMBA).bfloat16())
+    ids = torch.arange(12)[None]
+    states = hidden_states(parts, Batch(ids, ids, ids, None))
+    assert states.dtype == torch.bfloat16
+    logits = parts.model(ids, use_cache=False).logits
+    torch.testing.assert_close(parts.head.logits(states), logits.float())
+
+
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     assert refusal(tmp_path / "nothing", tmp_path).code == "model_unavailable"
 
@@ -210,6 +219,24 @@ def test_a_head_that_is_more_than_a_linear_layer() -> None:
     model.set_output_embeddings(torch.nn.Sequential(torch.nn.Linear(32, 97)))
     with pytest.raises(JobFailure, match=r"expected nn\.Linear") as failure:
         split_model(model)
+    assert (failure.value.code, failure.value.param) == ("unsupported_model", "model")
+
+
+def test_a_factor_on_logits_that_a_fresh_model_hides_is_refused_before_training() -> None:
+    """Untrained, its loss is the logarithm of the vocabulary by any factor."""
+    model = transformers.FalconMambaForCausalLM(
+        transformers.FalconMambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1)
+    )
+    split_model(model)
+    model.config.logit_scale = 0.5  # which this family does not read
+    with pytest.raises(JobFailure, match="It does something to its logits") as failure:
+        split_model(model)
+    assert (failure.value.code, failure.value.param) == ("unsupported_model", "model")
+
+
+def test_a_loss_of_the_router_is_not_left_out_silently() -> None:
+    with pytest.raises(JobFailure, match="adds to the loss by output_router_logits") as failure:
+        split_model(make_model("Mixtral", output_router_logits=True))
     assert (failure.value.code, failure.value.param) == ("unsupported_model", "model")
 
 

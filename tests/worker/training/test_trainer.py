@@ -9,8 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+<<<<<<< HEAD
 from openai.types.fine_tuning.jobs.fine_tuning_job_checkpoint import Metrics as CheckpointMetrics
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+=======
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    get_scheduler,
+)
+>>>>>>> h-train
 
 from cce_core import IGNORE_INDEX
 from service.contract.errors import JobFailure
@@ -26,6 +35,7 @@ from worker.events import (
     Resolved,
     Validated,
 )
+from worker.training.batches import order
 from worker.training.data import InvalidData
 from worker.training.examples import chat_example
 
@@ -58,6 +68,44 @@ def measured(folder: Path, rows: list[dict]) -> tuple[float, float]:
 
 def weights(outcome: Outcome) -> dict[str, torch.Tensor]:
     return AutoModelForCausalLM.from_pretrained(outcome.result.model).state_dict()
+
+
+def plainly(folder: Path, rows: list[dict], dtype: torch.dtype) -> tuple[list[float], Any]:
+    """Losses and model of `EPOCHS`, by transformers and torch's AdamW on fp32 copies alone.
+
+    Each row goes alone through full logits: no padding, no micro-batches, no cut cross-entropy.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).train()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    examples = [chat_example(row, tokenizer) for row in rows]
+    masters = [weight.detach().float().clone() for weight in model.parameters()]
+    optimizer = torch.optim.AdamW(masters, lr=1e-2, weight_decay=0.1)
+    steps = 3 * math.ceil(len(rows) / 4)
+    scheduler = get_scheduler("cosine", optimizer, int(0.25 * steps), steps)
+    losses = []
+    for epoch in range(3):
+        shuffled = order(len(rows), 7, epoch)
+        for start in range(0, len(rows), 4):
+            batch = [examples[at] for at in shuffled[start : start + 4]]
+            count, total = sum(example.supervised for example in batch), 0.0
+            for example in batch:
+                logits = model(torch.tensor([example.input_ids])).logits[0, :-1].float()
+                loss = torch.nn.functional.cross_entropy(
+                    logits, torch.tensor(example.labels[1:]), reduction="sum"
+                )
+                (loss / count).backward()
+                total += float(loss.detach())
+            losses.append(total / count)
+            for master, weight in zip(masters, model.parameters(), strict=True):
+                master.grad, weight.grad = weight.grad.float(), None
+            torch.nn.utils.clip_grads_with_norm_(
+                masters, 2.3, torch.nn.utils.get_total_norm([m.grad for m in masters])
+            )
+            optimizer.step()
+            scheduler.step()
+            for master, weight in zip(masters, model.parameters(), strict=True):
+                weight.data.copy_(master)
+    return losses, model
 
 
 # Validation
@@ -240,6 +288,32 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(run: RunJob) 
     same = weights(again)
     assert all(torch.equal(value, same[name]) for name, value in weights(first).items())
     assert first.losses != other.losses
+
+
+@pytest.mark.parametrize(
+    ("dtype", "loss_error", "weight_error"), [("float32", 1e-6, 1e-5), ("bfloat16", 5e-3, 1e-2)]
+)
+def test_a_job_trains_as_a_plain_loop_over_full_logits_does(
+    run: RunJob, tiny: Path, dtype: str, loss_error: float, weight_error: float
+) -> None:
+    """With epochs and batches that end in a part of a batch, and some steps clipped."""
+    rows = [*chats(10), ask("x", "日本 " * 9)]
+    outcome = run(
+        rows,
+        hyperparameters=EPOCHS,
+        micro_batch_size=3,
+        dtype=dtype,
+        lr_scheduler="cosine",
+        warmup_ratio=0.25,
+        weight_decay=0.1,
+        max_grad_norm=2.3,
+    )
+    losses, model = plainly(tiny, rows, getattr(torch, dtype))
+    assert list(outcome.losses.values()) == pytest.approx(losses, rel=loss_error)
+    found = weights(outcome)
+    for name, weight in model.state_dict().items():
+        error = (found[name].float() - weight.float()).norm() / weight.float().norm()
+        assert error < weight_error, name
 
 
 def test_accumulated_micro_batches_are_the_step_of_the_whole_batch(run: RunJob) -> None:
