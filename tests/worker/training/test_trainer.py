@@ -9,17 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-<<<<<<< HEAD
 from openai.types.fine_tuning.jobs.fine_tuning_job_checkpoint import Metrics as CheckpointMetrics
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-=======
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedTokenizerBase,
     get_scheduler,
 )
->>>>>>> h-train
 
 from cce_core import IGNORE_INDEX
 from service.contract.errors import JobFailure
