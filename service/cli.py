@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from service import compare_command, job_commands
-from service.auth import ExposureError, make_key
+from service.auth import ExposureError, KeysRefused, make_key
 from service.client import ApiError
 from service.command_options import DEFAULT_PORT, FILE, FOLDER, KEY_VARIABLES
 from service.demo.run import DemoFailed, run_demo
@@ -22,7 +22,15 @@ from service.stack import Stack, StackError, StackOptions
 
 DATA = "headroom-data"
 _MEND_S = 0.5
-_USER_ERRORS = (ApiError, StackError, PartFailed, DemoFailed, ExposureError, NotComparable)
+_USER_ERRORS = (
+    ApiError,
+    StackError,
+    PartFailed,
+    DemoFailed,
+    ExposureError,
+    KeysRefused,
+    NotComparable,
+)
 
 
 class _Group(click.Group):
