@@ -7,8 +7,9 @@ import sys
 import uvicorn
 
 from service.app import create_app
-from service.auth import ExposureError, check_exposure
+from service.auth import ExposureError, KeysRefused, check_exposure, check_keys
 from service.contract.connection import AccessRefused, check_access
+from service.contract.settings import SettingsRefused, from_environment
 from service.settings import ServiceSettings
 
 # Open requests get this long after SIGTERM: none of them is long, but a download may be under way.
@@ -22,13 +23,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--fd", type=int, help="a listening socket, instead of host and port")
     chosen = parser.parse_args(arguments)
-    settings = ServiceSettings()
     sockets = None if chosen.fd is None else [socket.socket(fileno=chosen.fd)]
     host = chosen.host if sockets is None else sockets[0].getsockname()[0]
     try:
+        settings = from_environment(ServiceSettings)
         check_exposure(host, settings.api_keys_file)
+        check_keys(settings.api_keys_file)
         check_access(settings)
-    except (ExposureError, AccessRefused) as error:
+    except (SettingsRefused, ExposureError, KeysRefused, AccessRefused) as error:
         parser.exit(1, f"{error}\n")
     config = uvicorn.Config(
         create_app(settings),

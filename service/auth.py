@@ -24,6 +24,10 @@ class ExposureError(Exception):
     """A server without API keys would be reachable from other machines."""
 
 
+class KeysRefused(Exception):
+    """The file of API keys cannot be read, or is none."""
+
+
 @dataclass(frozen=True)
 class Keyring:
     """The hashes of the API keys, each with its organization; None where keys are not in use."""
@@ -81,6 +85,18 @@ def make_key(organization: str) -> tuple[str, str]:
             f"The organization is {organization!r}; expected 1 to 64 letters, digits, . _ or -."
         )
     return key, line
+
+
+def check_keys(api_keys_file: Path | None) -> None:
+    """Find what is wrong with the file of keys at the start, and say so in a line.
+
+    Raises:
+        KeysRefused: It cannot be read, or holds what is no key.
+    """
+    try:
+        Keyring.load(api_keys_file)
+    except (OSError, ValueError) as error:
+        raise KeysRefused(f"The API keys cannot be read: {error}") from error
 
 
 def check_exposure(host: str, api_keys_file: Path | None) -> None:

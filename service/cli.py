@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from service import compare_command, job_commands
-from service.auth import ExposureError, make_key
+from service.auth import ExposureError, KeysRefused, make_key
 from service.client import ApiError
 from service.command_options import DEFAULT_PORT, FILE, FOLDER, KEY_VARIABLES
 from service.demo.run import DemoFailed, run_demo
@@ -22,7 +22,15 @@ from service.stack import Stack, StackError, StackOptions
 
 DATA = "headroom-data"
 _MEND_S = 0.5
-_USER_ERRORS = (ApiError, StackError, PartFailed, DemoFailed, ExposureError, NotComparable)
+_USER_ERRORS = (
+    ApiError,
+    StackError,
+    PartFailed,
+    DemoFailed,
+    ExposureError,
+    KeysRefused,
+    NotComparable,
+)
 
 
 class _Group(click.Group):
@@ -34,6 +42,10 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except _USER_ERRORS as error:
             raise click.ClickException(_told(error)) from error
+        except BrokenPipeError:
+            raise  # nobody reads on, and click ends quietly
+        except OSError as error:
+            raise click.ClickException(_of_a_file(error)) from error
 
 
 def _told(error: Exception) -> str:
@@ -41,6 +53,11 @@ def _told(error: Exception) -> str:
     if isinstance(error, ApiError) and error.code == "invalid_api_key":
         return f"{error} Give one by --api-key, {' or '.join(KEY_VARIABLES)}."
     return str(error)
+
+
+def _of_a_file(error: OSError) -> str:
+    """What the system says of a file or folder that the command was given."""
+    return f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror}."
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,7 +73,13 @@ for _command in (*job_commands.COMMANDS, compare_command.compare):
 @main.command()
 @click.option("--data", type=FOLDER, default=DATA, show_default=True, help="All that lasts.")
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=DEFAULT_PORT, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=DEFAULT_PORT,
+    show_default=True,
+    help="0 takes a free one.",
+)
 @click.option(
     "--models",
     type=FOLDER,

@@ -1,10 +1,12 @@
 """A client of the public HTTP API: what the command line and the demo are allowed to know.
 
-Errors of the API arrive as `ApiError`, all but those of files and keys in its own words. A server
-that restarts is waited for.
+Errors of the API arrive as `ApiError`, all but those of files and keys in its own words; so does an
+answer that is not the API's. A server that restarts is waited for.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,13 +14,13 @@ from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from service.answers import Answer, Envelope, ErrorBody, Named, Page, StoredFile, TunedModel
 from service.contract.job import TERMINAL, JobError, JobStatus, Progress, StoredEvent
 from service.contract.memory import MemoryLedger, StepPhases
 from service.contract.models import ModelFile
 from service.contract.spec import ComparisonOptions, ResolvedOptions
-from service.datasets import Fault
 from service.estimate_schemas import Estimate
 
 _TIMEOUT_S = 60.0
@@ -75,10 +77,19 @@ class Client:
     """Requests to one server."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
-        """Speak to the server at `url`, which may end in `/v1` as the openai client's does."""
+        """Speak to the server at `url`, which may end in `/v1` as the openai client's does.
+
+        Raises:
+            ApiError: No server can have such a URL, or know such a key.
+        """
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise ApiError("The API key has characters that fit into no header; expected ASCII.")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         base = url.rstrip("/").removesuffix("/v1") + "/v1/"
-        self._http = httpx.Client(base_url=base, headers=headers, timeout=_TIMEOUT_S)
+        try:
+            self._http = httpx.Client(base_url=base, headers=headers, timeout=_TIMEOUT_S)
+        except httpx.InvalidURL as error:
+            raise ApiError(f"The server's URL is {url}: {error}.") from error
 
     def __enter__(self) -> Self:
         return self
@@ -95,24 +106,22 @@ class Client:
         """Upload a training or validation file; its id."""
         with path.open("rb") as stream:
             files = {"file": (path.name, stream, "application/jsonl")}
-            answer = self._send("POST", "files", data={"purpose": "fine-tune"}, files=files)
-        file_id: str = answer["id"]
-        return file_id
+            form = {"purpose": "fine-tune"}
+            return self._send(Named, "POST", "files", data=form, files=files).id
 
     def same_file(self, sha256: str) -> str | None:
         """The id of a training file that has these bytes and does not expire, if there is one."""
-        page = self._get("files", purpose="fine-tune", sha256=sha256)
-        found = (file["id"] for file in page["data"] if file["expires_at"] is None)
+        page = self._get(Page[StoredFile], "files", purpose="fine-tune", sha256=sha256)
+        found = (file.id for file in page.data if file.expires_at is None)
         return next(found, None)
 
     def sha256(self, file_id: str) -> str:
         """The hash of a file's bytes, in hex."""
-        found: str = self._get(f"files/{file_id}")["sha256"]
-        return found
+        return self._get(StoredFile, f"files/{_part(file_id)}").sha256
 
     def delete_file(self, file_id: str) -> None:
         """Delete a file that no unfinished job needs."""
-        self._send("DELETE", f"files/{file_id}")
+        self._send(Named, "DELETE", f"files/{_part(file_id)}")
 
     def create(self, body: dict[str, Any]) -> Job:
         """Create a fine-tuning job, also where the same body has just made another."""
@@ -124,43 +133,43 @@ class Client:
 
     def estimate(self, body: dict[str, Any]) -> Estimate:
         """What the job of the same body would need."""
-        return Estimate.model_validate(self._send("POST", "fine_tuning/estimate", json=body))
+        return self._send(Estimate, "POST", "fine_tuning/estimate", json=body)
 
     def job(self, job_id: str) -> Job:
         """A job as it stands."""
-        return Job.model_validate(self._get(f"fine_tuning/jobs/{job_id}"))
+        return self._get(Job, f"fine_tuning/jobs/{_part(job_id)}")
 
     def jobs(self, limit: int) -> list[Job]:
         """The newest jobs."""
-        page = self._get("fine_tuning/jobs", limit=limit)
-        return [Job.model_validate(job) for job in page["data"]]
+        return self._get(Page[Job], "fine_tuning/jobs", limit=limit).data
 
     def cancel(self, job_id: str) -> Job:
         """Ask for a job to be cancelled."""
-        return Job.model_validate(self._send("POST", f"fine_tuning/jobs/{job_id}/cancel"))
+        return self._send(Job, "POST", f"fine_tuning/jobs/{_part(job_id)}/cancel")
 
     def events_since(self, job_id: str, last: str | None) -> list[StoredEvent]:
         """The events after the one with id `last`, oldest first; all of them where it is None."""
+        path = f"fine_tuning/jobs/{_part(job_id)}/events"
         found: list[StoredEvent] = []
         after: dict[str, str] = {}
         while True:
-            page = self._get(f"fine_tuning/jobs/{job_id}/events", limit=_EVENTS_PAGE, **after)
-            for item in page["data"]:
-                if item["id"] == last:
+            page = self._get(Page[StoredEvent], path, limit=_EVENTS_PAGE, **after)
+            for event in page.data:
+                if event.id == last:
                     return found[::-1]
-                found.append(StoredEvent.model_validate(item))
-            if not page["has_more"]:
+                found.append(event)
+            if not page.has_more:
                 return found[::-1]
             after = {"after": found[-1].id}
 
     def models(self) -> list[str]:
         """Names of the models that can be fine-tuned, and of the fine-tuned ones."""
-        return [model["id"] for model in self._get("models")["data"]]
+        return [model.id for model in self._get(Page[Named], "models").data]
 
     def download(self, model: str, folder: Path) -> list[ModelFile]:
         """Download the files of a fine-tuned model into `folder`; what they are."""
-        path = f"models/{quote(model, safe='')}"
-        files = [ModelFile.model_validate(file) for file in self._get(path)["files"]]
+        path = f"models/{_part(model)}"
+        files = self._get(TunedModel, path).files
         for file in files:
             target = folder / file.name
             if not target.resolve().is_relative_to(folder.resolve()):
@@ -171,46 +180,67 @@ class Client:
 
     def save_file(self, file_id: str, folder: Path) -> Path:
         """Download a file into `folder`, under its own name; where it is."""
-        target = folder / Path(self._get(f"files/{file_id}")["filename"]).name
-        self._save(f"files/{file_id}/content", target)
+        path = f"files/{_part(file_id)}"
+        target = folder / Path(self._get(StoredFile, path).filename).name
+        self._save(f"{path}/content", target)
         return target
 
     def _created(self, path: str, body: dict[str, Any]) -> Job:
         # Without a key of its own, it would be taken for a repetition of the other.
         headers = {"Idempotency-Key": uuid4().hex}
-        return Job.model_validate(self._send("POST", path, json=body, headers=headers))
+        return self._send(Job, "POST", path, json=body, headers=headers)
 
     def _save(self, path: str, target: Path) -> None:
-        with self._http.stream("GET", path) as response:
-            if response.is_error:
-                response.read()
-            _check(response)
-            with target.open("wb") as stream:
-                for chunk in response.iter_bytes(_CHUNK_BYTES):
-                    stream.write(chunk)
+        """Download aside first: what has the file's name is whole."""
+        aside = target.with_name(f"{target.name}.part")
+        try:
+            with self._answered(), self._http.stream("GET", path) as response:
+                if response.is_error:
+                    response.read()
+                _check(response)
+                with aside.open("wb") as stream:
+                    for chunk in response.iter_bytes(_CHUNK_BYTES):
+                        stream.write(chunk)
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
 
-    def _get(self, path: str, **query: str | int) -> Any:
+    def _get(self, kind: type[Answer], path: str, **query: str | int) -> Answer:
         """GET, patient with a server that restarts: asking again changes nothing."""
         deadline = time.monotonic() + _AWAY_S
         while True:
             try:
-                return self._send("GET", path, params=query)
+                return self._send(kind, "GET", path, params=query)
             except Away:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_RETRY_S)
 
-    def _send(self, method: str, path: str, **content: Any) -> Any:
-        try:
+    def _send(self, kind: type[Answer], method: str, path: str, **content: Any) -> Answer:
+        with self._answered():
             response = self._http.request(method, path, **content)
+        _check(response)
+        try:
+            return kind.model_validate_json(response.content)
+        except ValidationError as error:
+            raise ApiError(f"{response.url} does not answer as Headroom does.") from error
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        """Raise what it means for the caller that no answer came, or not all of it."""
+        try:
+            yield
         except httpx.UnsupportedProtocol as error:
             raise ApiError(
                 f"The server's URL is {self._http.base_url}; expected http:// or https://."
             ) from error
         except httpx.TransportError as error:
             raise Away(f"No answer from {self._http.base_url}: {error}.") from error
-        _check(response)
-        return response.json()
+
+
+def _part(text: str) -> str:
+    """What a caller gave, as one part of a path."""
+    return quote(text, safe="")
 
 
 def _check(response: httpx.Response) -> None:
@@ -219,20 +249,20 @@ def _check(response: httpx.Response) -> None:
         return
     kind = Away if response.status_code in _TRANSIENT else ApiError
     try:
-        error = response.json()["error"]
-    except (ValueError, KeyError, TypeError):
+        error = Envelope.model_validate_json(response.content).error
+    except ValidationError:
         raise kind(f"The server answered {response.status_code} to {response.url}.") from None
-    raise kind(_words(error, response), error.get("code"))
+    raise kind(_words(error, response), error.code)
 
 
-def _words(error: dict[str, Any], response: httpx.Response) -> str:
+def _words(error: ErrorBody, response: httpx.Response) -> str:
     """The message of an error; faults are a list, and a header is not what the caller gave."""
-    if error.get("code") == "invalid_api_key":
+    if error.code == "invalid_api_key":
         known = "Authorization" in response.request.headers
         return "The server does not know this API key." if known else "The server wants an API key."
-    if "faults" not in error:
-        return str(error["message"])
-    faults, count = [Fault.model_validate(fault) for fault in error["faults"]], error["fault_count"]
+    if error.faults is None:
+        return error.message
+    count, listed = error.fault_count, len(error.faults)
     head = f"The file has {count:,} fault{'' if count == 1 else 's'}"
-    first = f", of which the first {len(faults)} are" if count > len(faults) else ""
-    return "\n  ".join([f"{head}{first}:", *map(str, faults)])
+    first = f", of which the first {listed} are" if count > listed else ""
+    return "\n  ".join([f"{head}{first}:", *map(str, error.faults)])

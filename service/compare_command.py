@@ -106,7 +106,7 @@ def compare(
                 )
             body |= {name: uploads.id_of(file) for name, file in files.items()}
             job = client.compare(body)
-        console.print(f"Comparison {job.id}", highlight=False)
+        console.print(f"Comparison {job.id}", highlight=False, soft_wrap=True)
         job = followed(console, client, job)
         console.print(outcome(job), soft_wrap=True)
         if job.status is not JobStatus.SUCCEEDED:
@@ -135,7 +135,7 @@ def _table(report: ComparisonReport, heads: dict[str, str]) -> FigureTable:
         texts = {name: _text(name, value) for name, value in cell.figures.items()}
         if cell.outcome != "completed":
             texts["peak_bytes"] = cell.outcome.replace("_", " ")
-        made.add_row(str(cell.batch_size), LOSSES[cell.loss], *(texts[name] for name in heads))
+        made.add_line(str(cell.batch_size), LOSSES[cell.loss], *(texts[name] for name in heads))
     return made
 
 
@@ -149,7 +149,9 @@ def _read(path: Path) -> ComparisonReport:
     try:
         return ComparisonReport.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        message = f"{path} is no report of a comparison: {error.errors()[0]['msg']}."
+        first = error.errors()[0]
+        told = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+        message = f"{path} is no report of a comparison by this release: {told}."
         raise click.ClickException(message) from error
 
 

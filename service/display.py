@@ -156,7 +156,7 @@ def ledger_table(ledger: MemoryLedger, phases: StepPhases | None) -> Group:
     savings = {saving.baseline: saving for saving in ledger.savings}
     for entry in ledger.losses:
         row = _ledger_row(entry, savings.get(entry.loss))
-        table.add_row(*row[: len(table.columns)])
+        table.add_line(*row[: len(table.columns)])
     return Group(
         Text(
             f"Memory of the loss on {ledger.device}: {ledger.tokens:,} rows, vocabulary"

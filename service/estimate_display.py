@@ -28,7 +28,7 @@ def _device_view(device: DeviceEstimate) -> Group:
     heads = ("loss layer", "peak of a step", "at its", "largest micro-batch")
     table = FigureTable("loss", figures=heads)
     for loss in device.losses:
-        table.add_row(*_row(loss))
+        table.add_line(*_row(loss))
     return Group(Text(f"\n{_title(device)}", "bold"), table, _footnote(device))
 
 

@@ -3,6 +3,7 @@
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 # Columns take what they need of it; rich would else cut them to the width of the terminal, which
 # where there is none, as in CI, it takes to be 80.
@@ -21,6 +22,10 @@ class FigureTable(Table):
             self.add_column(head)
         for head in figures:
             self.add_column(head, justify="right")
+
+    def add_line(self, *cells: str) -> None:
+        """Add a row of cells as they stand: in a plain string, `:x:` would become an emoji."""
+        self.add_row(*map(Text, cells))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Rich's own rendering, with room for every column."""

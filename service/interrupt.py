@@ -1,7 +1,9 @@
-"""Ctrl-C and SIGTERM as one exception, so that every `with` block ends what it started."""
+"""Ctrl-C, SIGTERM and a lost terminal as one exception: every `with` block ends what it started."""
 
 import signal
 from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(SystemExit):
@@ -9,12 +11,16 @@ class Interrupted(SystemExit):
 
 
 def raise_on_signals() -> None:
-    """Make the first SIGINT or SIGTERM raise `Interrupted`; later ones find the end under way."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _raise)
+    """Make the first of the signals raise `Interrupted`; later ones find the end under way.
+
+    A SIGHUP that is ignored stays so: the program is to outlive its terminal, as `nohup` has it.
+    """
+    for number in _SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _raise)
 
 
 def _raise(number: int, _: FrameType | None) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in _SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     raise Interrupted(128 + number)

@@ -29,7 +29,7 @@ def submit(*, url: str, api_key: str | None, watch: bool, **given: Any) -> None:
     with Client(url, api_key) as client:
         with Uploads(client) as uploads:
             job = client.create(uploaded_body(uploads, given))
-        console.print(f"Job {job.id}", highlight=False)
+        console.print(f"Job {job.id}", highlight=False, soft_wrap=True)
         if watch:
             raise SystemExit(_watch(console, client, job))
 
@@ -52,7 +52,8 @@ def followed(console: Console, client: Client, job: Job) -> Job:
                 job = update.job
                 view.show(update)
     except Interrupted:
-        console.print(f"The job goes on. `headroom cancel {job.id}` cancels it.", highlight=False)
+        hint = f"The job goes on. `headroom cancel {job.id}` cancels it."
+        console.print(hint, highlight=False, soft_wrap=True)
         raise
     return job
 
@@ -85,8 +86,8 @@ def jobs(url: str, api_key: str | None, limit: int) -> None:
         for job in client.jobs(limit):
             result = job.fine_tuned_model or (job.error.code if job.error else "")
             kind = "job" if job.comparison is None else "comparison"
-            table.add_row(job.id, job.status.value, kind, job.model, result)
-    Console(markup=False).print(table, soft_wrap=True)
+            table.add_line(job.id, job.status.value, kind, job.model, result)
+    Console().print(table, soft_wrap=True)
 
 
 @click.command()

@@ -1,5 +1,6 @@
 """A real Redis server of our own on loopback: durable, never evicting, behind a password."""
 
+import json
 import secrets
 import shutil
 import socket
@@ -93,7 +94,7 @@ def _config(folder: Path, port: int, password: str) -> str:
         "bind": "127.0.0.1",
         "port": port,
         "requirepass": password,
-        "dir": f'"{folder}"',
+        "dir": json.dumps(str(folder), ensure_ascii=False),  # Redis escapes as JSON does
         "appendonly": "yes",
         "appendfsync": "everysec",
         "save": '""',

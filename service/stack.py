@@ -22,7 +22,7 @@ from typing import Self
 
 import httpx
 
-from service.auth import Keyring, check_exposure
+from service.auth import check_exposure, check_keys
 from service.contract.queue import make_celery
 from service.part import Part, PartFailed
 from service.redis_server import RedisServer, start_redis
@@ -118,7 +118,7 @@ class Stack:
 
     def _start(self) -> None:
         check_exposure(self._options.host, self._options.api_keys)
-        _check_keys(self._options.api_keys)
+        check_keys(self._options.api_keys)
         own, *given = self.model_folders
         _check_folders(given)
         for folder in (own, self.logs, self._data / "work"):
@@ -219,11 +219,3 @@ def _check_folders(folders: list[Path]) -> None:
     for folder in folders:
         if not folder.is_dir():
             raise StackError(f"There is no folder {folder}, which was given for models.")
-
-
-def _check_keys(api_keys: Path | None) -> None:
-    """Find what is wrong with the file of keys before the API does, out of the user's sight."""
-    try:
-        Keyring.load(api_keys)
-    except (OSError, ValueError) as error:
-        raise StackError(f"The API keys cannot be read: {error}") from error

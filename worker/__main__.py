@@ -5,6 +5,7 @@ import sys
 
 from service.contract.connection import AccessRefused, check_access
 from service.contract.queue import TRAIN, VALIDATE, QueueName
+from service.contract.settings import SettingsRefused, from_environment
 from worker.app import answers, make_worker
 from worker.settings import WorkerSettings
 
@@ -21,10 +22,11 @@ def main(arguments: list[str]) -> int:
         "--ping", action="store_true", help="exit with 0 if this machine's worker answers"
     )
     chosen = parser.parse_args(arguments)
-    settings, queues = WorkerSettings(), [QUEUES[name] for name in chosen.queues]
+    queues = [QUEUES[name] for name in chosen.queues]
     try:
+        settings = from_environment(WorkerSettings)
         check_access(settings)
-    except AccessRefused as error:
+    except (SettingsRefused, AccessRefused) as error:
         parser.exit(1, f"{error}\n")
     if chosen.ping:
         return 0 if answers(settings, queues) else 1

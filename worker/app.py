@@ -83,6 +83,8 @@ def make_worker(settings: WorkerSettings, queues: list[QueueName]) -> Worker:
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # Redis whose disk or memory is full refuses to hand out messages: that passes, too.
+        broker_channel_error_retry=True,
         worker_redirect_stdouts=False,
     )
     return app.Worker(

@@ -3,12 +3,12 @@
 import socket
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from service.contract.connection import SOCKET_TIMEOUT_S
-from service.contract.settings import Settings
+from service.contract.settings import FROM_JSON, Settings
 from worker.events import DeviceChoice
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -38,11 +38,11 @@ class WorkerSettings(Settings):
 
     worker_name: str = Field(default_factory=socket.gethostname)
     work_dir: Path = Path("headroom-data/work")
-    trainer_command: list[str] = Field(
+    trainer_command: Annotated[list[str], *FROM_JSON] = Field(
         default_factory=lambda: [sys.executable, "-m", "worker.training"], min_length=1
     )
     device: DeviceChoice = "auto"
-    device_command: list[str] = Field(
+    device_command: Annotated[list[str], *FROM_JSON] = Field(
         default_factory=lambda: [sys.executable, "-m", "worker.training.device"], min_length=1
     )
     allocator_conf: str = "expandable_segments:True"

@@ -5,6 +5,8 @@ The trainer writes it as JSON, CSV and HTML; `headroom compare` reads the JSON.
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from service.contract.memory import Frozen, LossName
 
 JSON_NAME, CSV_NAME, HTML_NAME = "comparison.json", "comparison.csv", "comparison.html"
@@ -104,10 +106,10 @@ class ComparisonReport(Frozen):
     Attributes:
         job_id: The comparison.
         versions: Of the libraries that computed it.
-        cells: Batch size by batch size, in the order of the losses.
+        cells: Batch size by batch size, in the order of the losses; one at least.
     """
 
     job_id: str
     conditions: Conditions
     versions: dict[str, str]
-    cells: list[Cell]
+    cells: list[Cell] = Field(min_length=1)

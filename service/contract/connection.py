@@ -60,7 +60,7 @@ class AccessRefused(Exception):
 def check_access(settings: Settings) -> None:
     """Find out at the start whether Redis takes our password: later, it only seems to be away.
 
-    A Redis that does not answer may yet come; the log is told.
+    A Redis that does not answer, or whose disk is full, may yet come round; the log is told.
 
     Raises:
         AccessRefused: It does not take the password, or wants one, or its file cannot be read.
@@ -71,8 +71,8 @@ def check_access(settings: Settings) -> None:
         except AuthenticationError as error:
             why = _refusal(settings, redis, error)
             raise AccessRefused(f"Redis at {settings.redis_address} {why}") from error
-        except (RedisConnectionError, RedisTimeoutError) as error:
-            _LOG.warning("Redis at %s does not answer yet: %s", settings.redis_address, error)
+        except (RedisConnectionError, RedisTimeoutError, ResponseError) as error:
+            _LOG.warning("Redis at %s does not serve yet: %s", settings.redis_address, error)
 
 
 def _connect_or_refuse(settings: Settings) -> Redis:

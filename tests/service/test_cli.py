@@ -108,3 +108,20 @@ def test_every_command_says_what_it_does() -> None:
     described = [line.split(maxsplit=1) for line in commands.strip().splitlines()]
     assert {"up", "demo", "submit", "watch"} <= {name for name, *_ in described}
     assert [words for words in described if len(words) < 2] == []
+
+
+@pytest.mark.parametrize("command", [["up", "--port", "0"], ["demo"]])
+def test_a_data_folder_that_cannot_be_made_is_told(tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "file").touch()
+    done = _headroom(*command, "--data", tmp_path / "file" / "data")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: {tmp_path / 'file'}")
+    assert done.stderr.endswith(": Not a directory.\n")
+
+
+@pytest.mark.parametrize("port", ["-1", "65536"])
+def test_a_port_that_is_none_is_told(tmp_path: Path, port: str) -> None:
+    done = _headroom("up", "--data", tmp_path / "data", "--port", port)
+    assert done.returncode == 2
+    assert "0<=x<=65535" in done.stderr
+    assert not (tmp_path / "data").exists()

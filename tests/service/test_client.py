@@ -111,6 +111,20 @@ def test_no_file_is_written_outside_the_folder(
     assert not (tmp_path / "outside.json").exists()
 
 
+def test_a_download_that_is_cut_short_leaves_no_file(tmp_path: Path) -> None:
+    whole = b'{"id": "file-1", "filename": "a.csv", "sha256": "", "expires_at": null}'
+    (tmp_path / "a.csv").write_text("an older one")
+    with _stranger(200, whole) as url, Client(url) as api:
+        assert api.save_file("file-1", tmp_path).read_bytes() == whole
+    with (
+        _stranger(200, b"step,", length=100) as url,
+        Client(url) as api,
+        pytest.raises(ApiError, match="No answer from"),
+    ):
+        api._save("files/file-1/content", tmp_path / "a.csv")
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == {"a.csv": whole}
+
+
 # Refusals
 
 
@@ -145,14 +159,15 @@ def test_of_many_faults_the_first_are_listed_and_all_are_counted(
 
 
 @contextmanager
-def _stranger() -> Iterator[str]:
-    """The URL of a server that is none of ours; it answers with a page."""
+def _stranger(status: int, body: bytes, length: int | None = None) -> Iterator[str]:
+    """The URL of a server that is none of ours; it says `body` to all, and may promise more."""
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(418)
+            self.send_response(status)
+            self.send_header("Content-Length", str(length or len(body)))
             self.end_headers()
-            self.wfile.write(b"<h1>I am a teapot</h1>")
+            self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             """Stay silent."""
@@ -167,11 +182,43 @@ def _stranger() -> Iterator[str]:
             thread.join()
 
 
-def test_a_server_that_is_none_of_ours_is_told_by_its_status() -> None:
-    with _stranger() as url, Client(url) as api, pytest.raises(ApiError) as error:
+@pytest.mark.parametrize(
+    "body", [b"<h1>I am a teapot</h1>", b'{"error": "no"}', b'{"error": {}}', b"[]"]
+)
+def test_a_server_that_is_none_of_ours_is_told_by_its_status(body: bytes) -> None:
+    with _stranger(418, body) as url, Client(url) as api, pytest.raises(ApiError) as error:
         api.models()
     assert str(error.value) == f"The server answered 418 to {url}/v1/models."
     assert error.value.code is None
+
+
+@pytest.mark.parametrize("body", [b"<h1>Welcome</h1>", b"[]", b'{"a": 1}', b"\xff"])
+def test_an_answer_that_is_not_the_apis_is_told(body: bytes) -> None:
+    with _stranger(200, body) as url, Client(url) as api:
+        for ask in (api.models, lambda: api.job("ftjob-1"), lambda: api.same_file("00")):
+            with pytest.raises(ApiError, match=r"/v1/.* does not answer as Headroom does"):
+                ask()
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://host:port"])
+def test_a_url_that_no_server_can_have_is_told(url: str) -> None:
+    with pytest.raises(ApiError, match="The server's URL is") as error:
+        Client(url)
+    assert url in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["sk-schl\u00fcssel", "sk-key\r", "sk-a\nb"])
+def test_a_key_that_fits_into_no_header_is_told_and_not_shown(url: str, key: str) -> None:
+    with pytest.raises(ApiError, match="The API key") as error:
+        Client(url, key)
+    assert "sk-" not in str(error.value)
+
+
+@pytest.mark.parametrize("job_id", ["ftjob-1?limit=1", "ftjob-1#", "a/b", "\u00e4 %2F"])
+def test_an_id_is_one_part_of_the_path_whatever_it_is(api: Client, job_id: str) -> None:
+    with pytest.raises(ApiError) as error:
+        api.job(job_id)
+    assert error.value.code is not None
 
 
 # Outages

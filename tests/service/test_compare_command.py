@@ -1,11 +1,16 @@
 """What `headroom compare` says of a report: its tables, and the gate's verdict."""
 
 import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from rich.console import Console
 
-from service.compare_command import judge, tables
+from service.compare_command import _read, judge, tables
 from service.regression import NotComparable
 from tests.support.comparison import cell, report
 
@@ -86,3 +91,25 @@ def test_each_worse_figure_is_a_line() -> None:
 def test_reports_of_different_things_are_not_judged() -> None:
     with pytest.raises(NotComparable, match="steps was 20 and is 10"):
         judge(console(), report(), report(steps=10))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda body: body["conditions"].pop("seed"), "conditions.seed: Field required"),
+        (lambda body: body.update(of_tomorrow=1), "of_tomorrow: Extra inputs"),
+        (lambda body: body.update(cells=[]), "cells: List should have at least 1 item"),
+    ],
+)
+def test_a_report_of_another_release_or_of_nothing_is_no_bar(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], told: str
+) -> None:
+    path = tmp_path / "before.json"
+    body = json.loads(report().model_dump_json())
+    path.write_text(json.dumps(body))
+    assert _read(path) == report()
+    change(body)
+    path.write_text(json.dumps(body))
+    with pytest.raises(click.ClickException) as error:
+        _read(path)
+    assert told in error.value.message

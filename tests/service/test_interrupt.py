@@ -26,9 +26,9 @@ finally:
 
 
 @contextmanager
-def _program() -> Iterator[subprocess.Popen[str]]:
+def _program(*prefix: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM],
+        [*prefix, sys.executable, "-c", PROGRAM],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -42,7 +42,7 @@ def _program() -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_ends_every_block_and_the_next_do_not_disturb_it(
     first: signal.Signals,
 ) -> None:
@@ -50,8 +50,18 @@ def test_the_first_signal_ends_every_block_and_the_next_do_not_disturb_it(
         process.send_signal(first)
         assert process.stdout is not None
         assert process.stdout.readline() == "ending\n"
-        for later in (signal.SIGINT, signal.SIGTERM):
+        for later in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             process.send_signal(later)
         told, errors = process.communicate("go on\n", timeout=30)
     assert (told, errors) == ("ended\n", "")
     assert process.returncode == 128 + first
+
+
+def test_a_program_that_is_to_outlive_its_terminal_does() -> None:
+    with _program("nohup") as process:
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ending\n"
+        process.communicate("go on\n", timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM

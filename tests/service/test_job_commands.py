@@ -137,6 +137,22 @@ def test_the_list_is_newest_first_and_limited(run: Run, store: Store) -> None:
     assert [line.split()[0] for line in lines] == made[:2]
 
 
+def test_a_name_stands_as_it_is_whatever_a_terminal_makes_of_it(run: Run, store: Store) -> None:
+    claim = start(store, create(store, org="org-local", model="[red]base"))
+    tuned = {"fine_tuned_model": "ft:base:org-local:x:01a2"}
+    store.transition(claim.job_id, JobStatus.SUCCEEDED, EVENT, token=claim.token, **tuned)
+    *_, line = run(job_commands.jobs).output.splitlines()
+    assert line.split()[-2:] == ["[red]base", tuned["fine_tuned_model"]]
+
+
+def test_the_id_of_a_new_job_is_in_one_piece_however_narrow_the_place(
+    run: Run, api: Client, chat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    done = run(job_commands.submit, "--model", TINY, "--training-file", chat)
+    assert done.output == f"Job {api.jobs(limit=1)[0].id}\n"
+
+
 def test_the_list_is_whole_however_long_a_name_is(run: Run, store: Store) -> None:
     name = "[bold]" + "long-" * 30
     comparison = ComparisonOptions()

@@ -96,11 +96,28 @@ def test_it_does_not_start_with_a_password_that_cannot_be_read(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("program", [["service", "--port", "0"], ["worker"], ["worker", "--ping"]])
+def test_it_does_not_start_with_a_setting_that_cannot_work(program: list[str]) -> None:
+    wrong = {"HEADROOM_LEASE_S": "long", "HEADROOM_HUB_MODELS": "Qwen/*"}
+    done = subprocess.run(
+        [sys.executable, "-m", *program],
+        env=os.environ | wrong,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert {line.partition(":")[0] for line in done.stderr.splitlines()} == wrong.keys()
+
+
+@pytest.mark.parametrize("content", [b"acme:sk-not-a-hash", b"\xff", None])
 def test_it_does_not_start_with_a_file_of_keys_that_is_none(
-    service_settings: ServiceSettings, tmp_path: Path
+    service_settings: ServiceSettings, tmp_path: Path, content: bytes | None
 ) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("acme:sk-not-a-hash")
+    if content is not None:
+        keys.write_bytes(content)
     done = subprocess.run(
         [sys.executable, "-m", "service", "--port", "0"],
         env=os.environ | environment(service_settings) | {"HEADROOM_API_KEYS_FILE": str(keys)},
@@ -109,6 +126,7 @@ def test_it_does_not_start_with_a_file_of_keys_that_is_none(
         check=False,
         timeout=60,
     )
-    assert done.returncode != 0
-    assert "organization:sha256" in done.stderr
+    assert done.returncode == 1
+    assert done.stderr.startswith("The API keys cannot be read: ")
+    assert "Traceback" not in done.stderr
     assert "sk-not-a-hash" not in done.stderr

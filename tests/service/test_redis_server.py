@@ -41,6 +41,15 @@ def test_keeps_what_was_written_and_evicts_nothing(tmp_path: Path) -> None:
     second.part.join(10)
 
 
+@pytest.mark.parametrize("name", ['a "b" c', "a\\b", "\u00fc '", "a\nb"])
+def test_the_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    server = start_redis(tmp_path / name, tmp_path / "log")
+    with connect(server.settings) as redis:
+        assert redis.config_get("dir") == {"dir": str(tmp_path / name)}
+    server.part.terminate()
+    server.part.join(10)
+
+
 def test_lets_nobody_in_without_the_password(tmp_path: Path) -> None:
     server = start_redis(tmp_path / "redis", tmp_path / "log")
     with Redis.from_url(server.url) as stranger, pytest.raises(AuthenticationError):

@@ -258,6 +258,29 @@ def test_a_worker_that_starts_before_redis_waits_for_it(
     deployment.reaches(job_id, "succeeded")
 
 
+def test_workers_outlast_a_redis_whose_disk_is_full(
+    own_redis: tuple[RedisServer, Deployment], tmp_path: Path
+) -> None:
+    """It then refuses even pings; here since it cannot save."""
+    _, deployment = own_redis
+    redis = deployment.redis
+    running = deployment.worker("train").ready()
+    (tmp_path / "redis" / "dump.rdb" / "in the way").mkdir(parents=True)
+    redis.config_set("save", "3600 1")
+    redis.bgsave()
+    until(lambda: redis.info("persistence")["rdb_last_bgsave_status"] == "err")
+    until(lambda: "MISCONF" in running.log.read_text())
+    starting = deployment.worker("train", worker_name="starting")
+    until(lambda: "MISCONF" in starting.log.read_text(), what=starting.log.read_text())
+    redis.config_set("stop-writes-on-bgsave-error", "no")
+    for worker in (running, starting):
+        until(
+            lambda worker=worker: "Connected to" in worker.log.read_text().partition("MISCONF")[2]
+        )
+        assert alive(worker.pid)
+    deployment.reaches(start(deployment, ["result"]), "succeeded", timeout_s=30.0)
+
+
 def test_a_second_sigterm_does_not_lose_the_job(deployment: Deployment) -> None:
     worker = deployment.worker("train").ready()
     job_id = start(deployment, ["ignore_term"], ["say_spec"], ["sleep", 60])

@@ -98,7 +98,7 @@ def test_a_password_that_cannot_be_read_is_told_with_its_file_and_the_reason(
 def test_a_redis_that_is_away_may_yet_come(caplog: pytest.LogCaptureFixture) -> None:
     check_access(Settings(redis_url="redis://:s3cret@127.0.0.1:1/0"))
     (told,) = caplog.messages
-    assert told.startswith("Redis at redis://127.0.0.1:1/0 does not answer yet: ")
+    assert told.startswith("Redis at redis://127.0.0.1:1/0 does not serve yet: ")
 
 
 def test_a_transaction_that_raises_writes_nothing(guarded: RedisServer) -> None:

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from service.contract.connection import connect
-from service.contract.settings import Settings
+from service.contract.settings import Settings, SettingsRefused, from_environment
 
 
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,10 +26,14 @@ def test_settings_do_not_change() -> None:
 @pytest.mark.parametrize(
     ("values", "field"),
     [
-        ({"lease_s": 1, "heartbeat_s": 0.6}, "heartbeat_s is 0.6; expected at most half"),
+        ({"lease_s": 1, "heartbeat_s": 0.6}, "HEADROOM_HEARTBEAT_S is 0.6; expected at most half"),
         ({"lease_s": 0}, "lease_s"),
         ({"max_attempts": 0}, "max_attempts"),
         ({"redis_url": "localhost:6379"}, "redis_url"),
+        ({"redis_url": "redis://host:port/0"}, "redis_url"),
+        ({"redis_url": "redis://host:1/zero"}, "redis_url"),
+        ({"storage_url": "nothing://bucket"}, "storage_url"),
+        ({"lease_s": float("inf")}, "lease_s"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(values: dict[str, object], field: str) -> None:
@@ -49,3 +53,35 @@ def test_the_password_comes_from_its_file_and_is_not_shown(tmp_path: Path) -> No
 
 def test_without_a_file_the_url_carries_all() -> None:
     assert Settings().redis_password() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("HEADROOM_LEASE_S", "long", "HEADROOM_LEASE_S: "),
+        ("HEADROOM_HEARTBEAT_S", "14", "HEADROOM_HEARTBEAT_S is 14.0; expected at most half of"),
+        ("HEADROOM_HUB_MODELS", "Qwen/*", "HEADROOM_HUB_MODELS: expected a JSON list"),
+        ("HEADROOM_HUB_MODELS", "[1]", "HEADROOM_HUB_MODELS[0]: "),
+        ("HEADROOM_MODEL_FOLDERS", "", "HEADROOM_MODEL_FOLDERS: expected a JSON list"),
+        ("HEADROOM_STORAGE_URL", "nothing://bucket", "HEADROOM_STORAGE_URL: "),
+    ],
+)
+def test_a_variable_that_cannot_work_is_told_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsRefused) as error:
+        from_environment(Settings)
+    assert str(error.value).startswith(told)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["http://:s3cret@host", "redis://:s3cret@host:s3cret/0"])
+def test_a_url_that_is_refused_does_not_show_its_password(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("HEADROOM_REDIS_URL", url)
+    with pytest.raises(SettingsRefused) as error:
+        from_environment(Settings)
+    assert "HEADROOM_REDIS_URL" in str(error.value)
+    assert "s3cret" not in str(error.value) + str(error.value.__cause__)
