@@ -232,6 +232,11 @@ def test_what_ends_is_started_again_and_leaves_no_zombies(composition: Compositi
         assert service["init"]
 
 
+def test_no_log_fills_the_disk(composition: Composition) -> None:
+    for service in composition.services.values():
+        assert service["logging"]["driver"] == "local"
+
+
 def test_one_container_holds_the_gpu_and_none_of_the_cpu_profile(
     composition: Composition, changed: Composition
 ) -> None:
