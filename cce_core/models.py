@@ -123,7 +123,7 @@ def _replacement(parts: Split, own: Callable[..., Any], config: LossConfig) -> C
         states = parts.trunk(**{name: v for name, v in given.items() if name not in dropped})
         head = _head(parts)
         loss = head.loss(
-            _as_taken(states.last_hidden_state, head),
+            as_taken(states.last_hidden_state, head),
             labels,
             config,
             shift=1 if shifted is None else 0,
@@ -139,8 +139,11 @@ def _head(parts: Split) -> Head:
     return split(parts.model).head
 
 
-def _as_taken(states: torch.Tensor, head: Head) -> torch.Tensor:
-    """States in the head's dtype, which some families keep in fp32; autocast does so itself."""
+def as_taken(states: torch.Tensor, head: Head) -> torch.Tensor:
+    """States (..., D) in the head's dtype; some families keep them in fp32 as far as there.
+
+    Under autocast as they are: it casts both itself.
+    """
     autocast = torch.is_autocast_enabled(states.device.type)
     return states if autocast else states.to(head.weight.dtype)
 

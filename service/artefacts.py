@@ -152,8 +152,8 @@ def _check_unused(services: Services, kind: str, name: str, *ids: str) -> None:
 
 
 def _check_no_adapter(services: Services, record: ModelRecord) -> None:
-    models = services.models.all(record.org)
-    adapters = [each.id for each in models if each.kind == "lora" and each.base == record.id]
+    on_all = services.models.adapters(record.org)
+    adapters = [each.id for each in on_all if each.base == record.id]
     if adapters:
         more = f" and {len(adapters) - 1} more" if len(adapters) > 1 else ""
         raise Conflict(

@@ -7,9 +7,10 @@ from redis import Redis
 
 from service.contract import index, keys
 from service.contract.commands import Pipe, typed
-from service.contract.connection import available, transaction
+from service.contract.connection import available
 from service.contract.errors import NotFound
 from service.contract.index import Page
+from service.contract.removal import remove
 from service.contract.spec import DataFormat, Purpose
 
 PREFIX = "file-"
@@ -124,14 +125,7 @@ class Files:
             record: The file.
             check: Raises where a job needs it; called again where a job came in between.
         """
-
-        def write(pipe: Pipe) -> None:
-            if check is not None:
-                check()
-            pipe.multi()
-            self._erase(pipe, record.org, record.id)
-
-        transaction(self._redis, write, keys.ACTIVE)
+        remove(self._redis, lambda pipe: self._erase(pipe, record.org, record.id), check)
 
     def remove_expired(self, delete: Callable[[str], None]) -> None:
         """Forget some of the files past their expiry, each after `delete` got its storage path.

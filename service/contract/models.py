@@ -9,9 +9,10 @@ from redis import Redis
 
 from service.contract import keys
 from service.contract.commands import Pipe, typed
-from service.contract.connection import available, transaction
+from service.contract.connection import available
 from service.contract.errors import NotFound
 from service.contract.index import batches
+from service.contract.removal import remove
 from service.contract.settings import Settings
 from service.contract.spec import Trained
 
@@ -133,6 +134,10 @@ class Models:
             ]
         return [ModelRecord.model_validate_json(raw) for raw in raws if raw]
 
+    def adapters(self, org: str) -> list[ModelRecord]:
+        """The models of `org` that are nothing without their base, newest first."""
+        return [model for model in self.all(org) if model.kind == "lora"]
+
     def remove(self, record: ModelRecord, check: Callable[[], None] | None = None) -> None:
         """Forget a model; its folder is the caller's to delete afterwards.
 
@@ -140,14 +145,7 @@ class Models:
             record: The model.
             check: Raises where a job needs it; called again where a job came in between.
         """
-
-        def write(pipe: Pipe) -> None:
-            if check is not None:
-                check()
-            pipe.multi()
-            self.erase(pipe, record.org, record.id)
-
-        transaction(self._redis, write, keys.ACTIVE)
+        remove(self._redis, lambda pipe: self.erase(pipe, record.org, record.id), check)
 
     @staticmethod
     def erase(pipe: Pipe, org: str, model_id: str) -> None:

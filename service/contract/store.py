@@ -209,8 +209,8 @@ class Store(Records):
 
     def _needed_models(self, org: str) -> set[str]:
         """Ids of the models that unfinished jobs train on, or adapters stand on."""
-        adapters = (each for each in self._models.all(org) if each.kind == "lora")
-        return {job.spec.model for job in self.active()} | {each.base for each in adapters}
+        bases = {adapter.base for adapter in self._models.adapters(org)}
+        return {job.spec.model for job in self.active()} | bases
 
     # Moving along the edges
 

@@ -164,8 +164,7 @@ def hidden_states(model: Split, batch: Batch) -> torch.Tensor:
         position_ids=batch.position_ids,
         use_cache=False,
     )
-    states: torch.Tensor = output.last_hidden_state
-    return states.to(model.head.weight.dtype)  # some families keep them in fp32 as far as here
+    return causal_lm.as_taken(output.last_hidden_state, model.head)
 
 
 @torch.no_grad()

@@ -81,6 +81,7 @@ def calls(client: Redis) -> dict[str, Callable[[], Any]]:
         "models.add": lambda: models.add(model_record("ft:1")),
         "models.get": lambda: models.get(ORG, "ft:1"),
         "models.all": lambda: models.all(ORG),
+        "models.adapters": lambda: models.adapters(ORG),
         "models.remove": lambda: models.remove(model_record("ft:1")),
     }
 
