@@ -1,10 +1,10 @@
 """Launch the filtered backward: few pairs exactly, the rest by their mean field.
 
 The order: count and list the kept pairs; weigh the tail, judge its error and take its products;
-round by round, hot blocks, then the kept pairs' logits and dC; last dE, by row. If the error is too
-large, or the pairs, or one row's large entries, outgrow their buffers, the device asks for the
-exact backward, which the caller queues behind: it overwrites both gradients, and returns at once
-otherwise. The host never waits.
+hot blocks; the kept pairs' logits and dC, round by round within a launch; last dE, by row. If the
+error is too large, or the pairs, or one row's large entries, outgrow their buffers, the device asks
+for the exact backward, which the caller queues behind: it overwrites both gradients, and returns at
+once otherwise. The host never waits.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,10 @@ from cce_core.kernels.dense import hot_gradients, lower_bits
 from cce_core.kernels.filtering import Filter, Job, Masses
 from cce_core.kernels.launch import Logit, describe
 from cce_core.kernels.mean_field import block_means, thin_product, weigh_tail
-from cce_core.kernels.pairs import block_gradient_kernel, pair_logits_kernel, row_gradient_kernel
+from cce_core.kernels.pairs import pairs_kernel, row_gradient_kernel
+from cce_core.kernels.rounds import Layout, Rounds
 from cce_core.kernels.rows import Rows
-from cce_core.kernels.selection import Plan, Round, make_rounds, plan_pairs, standing_bytes
+from cce_core.kernels.selection import Plan, plan_pairs, standing_bytes
 from cce_core.kernels.slices import BYTES_PER_ROW, Targets, Upstream
 
 
@@ -47,21 +48,20 @@ def filtered_gradients(
     unit = (upstream.g_lse.abs().sum() / rows.count.clamp(min=1)).clamp(min=1e-30)
     g_lse, g_label = upstream.g_lse / unit, upstream.g_label / unit
     job = Job(rows, logit, masses, upstream.lse, g_lse, g_label, unit, targets, options)
-    rounds = make_rounds(job)
-    plan = plan_pairs(job, rounds)
+    layout = Layout.of(job)
+    plan = plan_pairs(job, layout)
     weight, error = weigh_tail(job, plan)
     mean = block_means(logit.c, weight.to(logit.c.dtype), logit.tilings.block)
     bits = lower_bits(targets)
     hot_gradients(rows, logit, upstream, targets, plan.hot, 0, bits, plan.exact)
     pull = thin_product(job.mass, rows.e) if targets.dc is not None else mean
-    lists = _empty_lists(job, rounds[-1].pool.nbytes)
-    for number, turn in enumerate(rounds):
+    launches = layout.launches(job, apart=len(plan.hot.ranges) > 1)
+    lists = _empty_lists(job, launches[-1].pool.nbytes)
+    for number, turn in enumerate(launches):
         if 0 < number < len(plan.hot.ranges):
             hot_gradients(rows, logit, upstream, targets, plan.hot, number, bits, plan.exact)
-        _pair_logits(job, plan, turn, lists)
-        if targets.dc is not None:
-            _block_gradient(job, plan, turn, (weight, pull), targets.dc)
-    del pull, rounds, turn  # dE's tail takes their memory
+        _pairs(job, plan, turn, lists, (weight, pull))
+    del pull, launches, turn  # dE's tail takes their memory
     if targets.de is not None:
         _row_gradient(job, plan, lists, mean, targets.de, bits)
     if observe.wanted():
@@ -101,27 +101,36 @@ def _list_length(job: Job, pool: int) -> int:
     return min(max(room // (6 * n) // 16 * 16, 2 * options.big_entries), 4096)
 
 
-def _pair_logits(job: Job, plan: Plan, turn: Round, lists: _Lists) -> None:
-    rows, logit, options = job.rows, job.logit, job.options
-    tiling = logit.tilings.pairs
-    n, d = rows.e.shape
-    programs = logit.programs * tiling.residency
-    pair_logits_kernel[(programs,)](
+def _pairs(
+    job: Job, plan: Plan, turn: Rounds, lists: _Lists, tail: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    rows, logit, options, dc = job.rows, job.logit, job.options, job.targets.dc
+    tiles, scatter = logit.tilings.pairs, logit.tilings.scatter
+    block, (n, d) = logit.tilings.block, rows.e.shape
+    programs, cooperation = logit.cooperation()
+    programs *= tiles.residency
+    pairs_kernel[(programs,)](
         rows.e,
-        describe(logit.c, tiling.block_v, tiling.block_d),
-        describe(turn.pool, tiling.block_n, tiling.block_v // 4),
+        describe(logit.c, block, tiles.block_d),
+        describe(turn.pool, tiles.block_n, block // 4) if dc is not None else None,
+        describe(turn.pool, scatter.block_d, block) if dc is not None else None,
+        describe(dc, block, scatter.block_v) if dc is not None else None,
         plan.pair_row,
         plan.owner,
+        plan.count,
         plan.start,
         rows.labels,
         job.lse,
         job.g_lse,
         job.g_label,
+        job.unit,
         lists.found,
         lists.col,
         lists.dz,
         job.mass,
+        *tail,
         plan.exact,
+        torch.zeros((), dtype=torch.int32, device=rows.e.device),
         n,
         logit.c.shape[0],
         d,
@@ -130,50 +139,26 @@ def _pair_logits(job: Job, plan: Plan, turn: Round, lists: _Lists) -> None:
         turn.first,
         turn.last,
         turn.pool.shape[0],
+        turn.step,
+        turn.span,
         options.entry_bar,
         logit.scale,
         logit.softcap or 1.0,
         HAS_CAP=logit.softcap is not None,
-        WITH_POOL=job.targets.dc is not None,
+        WITH_POOL=dc is not None,
         WITH_LIST=job.targets.de is not None,
-        EVEN_D=d % tiling.block_d == 0,
-        BLOCK=tiling.block_v,
-        PAIRS=tiling.block_n,
-        BLOCK_D=tiling.block_d,
-        PROGRAMS=programs,
-        num_warps=tiling.warps,
-        num_stages=tiling.stages,
-        **logit.common(),
-    )
-
-
-def _block_gradient(
-    job: Job, plan: Plan, turn: Round, tail: tuple[torch.Tensor, torch.Tensor], dc: torch.Tensor
-) -> None:
-    logit, d = job.logit, job.rows.e.shape[1]
-    tiling, block = logit.tilings.scatter, logit.tilings.block
-    programs = logit.programs * tiling.residency
-    block_gradient_kernel[(programs,)](
-        describe(turn.pool, tiling.block_d, block),
-        job.rows.e,
-        describe(dc, block, tiling.block_v),
-        plan.pair_row,
-        plan.count,
-        plan.start,
-        *tail,
-        job.unit,
-        plan.exact,
-        logit.c.shape[0],
-        d,
-        turn.first,
-        turn.last,
-        EVEN_D=d % tiling.block_v == 0,
+        EVEN_L=d % tiles.block_d == 0,
+        EVEN_D=d % scatter.block_v == 0,
         BLOCK=block,
-        BLOCK_D=tiling.block_v,
-        BLOCK_K=tiling.block_d,
+        PAIRS=tiles.block_n,
+        BLOCK_L=tiles.block_d,
+        LOGITS_STAGES=tiles.stages,
+        BLOCK_D=scatter.block_v,
+        BLOCK_K=scatter.block_d,
+        STAGES=scatter.stages,
         PROGRAMS=programs,
-        num_warps=tiling.warps,
-        num_stages=tiling.stages,
+        num_warps=tiles.warps,
+        **cooperation,
         **logit.common(),
     )
 

@@ -1,4 +1,4 @@
-"""Launch the choice of pairs: count, choose the hot blocks, list the rest; lay out the rounds."""
+"""Launch the choice of pairs: count, choose the hot blocks, list the rest."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -9,10 +9,9 @@ import triton
 from cce_core.kernels.dense import Hot, HotRange, keeps_bits
 from cce_core.kernels.filtering import Job
 from cce_core.kernels.plan import count_kernel, list_kernel, plan_kernel
+from cce_core.kernels.rounds import Layout
 from cce_core.kernels.slices import BYTES_PER_ROW
 from cce_core.kernels.tiling import interpreted
-
-LAST_ROUND_PAIRS = 32768
 
 
 @dataclass(frozen=True)
@@ -27,51 +26,14 @@ class Plan:
     owner: torch.Tensor  # (slots / PAIRS,) int32
 
 
-@dataclass(frozen=True)
-class Round:
-    """Blocks handled together, and where their dz goes."""
-
-    first: int
-    last: int
-    pool: torch.Tensor  # (capacity, BLOCK)
-
-
-def make_rounds(job: Job) -> list[Round]:
-    """Half of what is left of the vocabulary at a time, the unwritten half of dC being its pool.
-
-    Less than half where there are many rows for the width, so that the pool holds `options.pool` of
-    the round's pairs. The last rounds' pool is scratch, for every pair of their few blocks.
-    """
-    rows, dc, block = job.rows, job.targets.dc, job.logit.tilings.block
-    n, d = rows.e.shape
-    blocks, pairs = len(job.mass), job.logit.tilings.pairs.block_n
-    if dc is None:
-        return [Round(0, blocks, rows.e.new_empty((1, block)))]
-    whole = triton.cdiv(n, pairs) * pairs
-    own = max(LAST_ROUND_PAIRS, whole)
-    rounds, first = [], 0
-    while (blocks - first) * whole > own and blocks - first > 1:
-        fitting = int((blocks - first) * d / (whole * job.options.pool + d))
-        last = first + max(min((blocks - first) // 2, fitting), 1)
-        space = dc[last * block :].view(-1)
-        capacity = space.numel() // block // pairs * pairs
-        if capacity < own:
-            break
-        rounds.append(Round(first, last, space[: capacity * block].view(capacity, block)))
-        first = last
-    spare = rows.e.new_empty((own, block))
-    step = max(own // whole, 1)
-    return rounds + [Round(f, min(f + step, blocks), spare) for f in range(first, blocks, step)]
-
-
-def plan_pairs(job: Job, rounds: list[Round]) -> Plan:
+def plan_pairs(job: Job, layout: Layout) -> Plan:
     """Count, choose and list; hot blocks are of the first two rounds, in front of their pools."""
     rows, tiles, options = job.rows, job.logit.tilings, job.options
     device, n = rows.e.device, rows.e.shape[0]
     blocks = job.mass.shape[0]
     pairs = tiles.pairs.block_n
     slots = (int(options.density * blocks * n) // pairs + blocks) * pairs
-    ranges = _hot_ranges(job, rounds, slots)
+    ranges = _hot_ranges(job, layout, slots)
     first, second = ranges[0], ranges[-1]
 
     integers = partial(torch.empty, dtype=torch.int32, device=device)
@@ -128,7 +90,7 @@ def plan_pairs(job: Job, rounds: list[Round]) -> Plan:
     return plan
 
 
-def _hot_ranges(job: Job, rounds: list[Round], slots: int) -> list[HotRange]:
+def _hot_ranges(job: Job, layout: Layout, slots: int) -> list[HotRange]:
     """Whole blocks, in front of the pool that is next to write: all before, then the second's.
 
     In scratch, hot blocks' dz lives beside the tail's profile and the pairs.
@@ -140,10 +102,11 @@ def _hot_ranges(job: Job, rounds: list[Round], slots: int) -> list[HotRange]:
     spare = BYTES_PER_ROW * n - taken
     if dc is None:
         return [HotRange.of(rows, block, None, v // block, spare)]
-    first = HotRange.of(rows, block, dc, min(rounds[0].last, blocks // 2), spare)
-    if len(rounds) == 1:
+    edges = layout.edges[1:3]
+    first = HotRange.of(rows, block, dc, min([*edges, blocks // 2]), spare)
+    if len(edges) < 2:
         return [first]
-    second = HotRange.of(rows, block, dc, min(rounds[1].last, v // block), 0)
+    second = HotRange.of(rows, block, dc, edges[1], 0)
     return [first, second] if second.borrows else [first]
 
 

@@ -46,7 +46,7 @@ class Tilings:
     gradients: Tiling  # products over rows or vocabulary: (block_m, width, depth)
     hot_logits: Tiling  # as slices, for listed blocks: a block wide
     pairs: Tiling  # logits of gathered rows
-    scatter: Tiling  # dC from the gathered rows
+    scatter: Tiling  # dC from the gathered rows, by the programs of `pairs`
     tail: Tiling  # blocks of columns by sampled rows
     block: int  # columns of a block of the filter
 
@@ -65,6 +65,7 @@ BLACKWELL = replace(  # accumulators come back from tensor memory: more warps sh
     HOPPER,
     hot_logits=Tiling(128, 128, 64, 16, 8, 3, flatten=False),
     pairs=Tiling(64, 128, 64, 1, 8, 4, flatten=False),
+    scatter=Tiling(128, 128, 64, 1, 8, 3, flatten=False),
 )
 AMPERE = Tilings(
     logits=Tiling(128, 128, 32, 16, 8, 3, flatten=False),

@@ -29,7 +29,7 @@ from cce_core.kernels import (
 INTEGERS = {
     "rows_ptr", "redo_ptr", "index_ptr", "pair_row_ptr", "owner_ptr", "start_ptr",
     "found_ptr", "entry_col_ptr", "exact_ptr", "sample_row_ptr", "count_ptr", "turn_ptr",
-    "blocks_ptr", "listed_ptr", "hot_ptr", "heat_ptr",
+    "blocks_ptr", "listed_ptr", "hot_ptr", "heat_ptr", "arrived_ptr",
 }  # fmt: skip
 HALVES = {
     "mass_ptr", "tail_ptr", "entry_dz_ptr", "e_ptr", "c_ptr", "out_ptr", "pull_ptr", "de_ptr",
@@ -70,12 +70,20 @@ def configurations(tiles: tiling.Tilings):
             for with_dc in (False, True):
                 yield exactly(tiles, s, g, cap=cap, listed=listed, with_dc=with_dc)
         p = tiles.pairs
-        boxes = {"c_desc": (p.block_v, p.block_d), "pool_desc": (p.block_n, p.block_v // 4)}
+        c = tiles.scatter
+        boxes = {
+            "c_desc": (tiles.block, p.block_d),
+            "out_desc": (p.block_n, tiles.block // 4),
+            "pool_desc": (c.block_d, tiles.block),
+            "dc_desc": (tiles.block, c.block_v),
+        }
         constants = COMMON | {
-            "HAS_CAP": cap, "WITH_POOL": True, "WITH_LIST": True, "EVEN_D": True,
-            "BLOCK": p.block_v, "PAIRS": p.block_n, "BLOCK_D": p.block_d,
+            "HAS_CAP": cap, "WITH_POOL": True, "WITH_LIST": True, "EVEN_L": True, "EVEN_D": True,
+            "BLOCK": tiles.block, "PAIRS": p.block_n, "BLOCK_L": p.block_d,
+            "LOGITS_STAGES": p.stages, "BLOCK_D": c.block_v, "BLOCK_K": c.block_d,
+            "STAGES": c.stages, "ASYNC": tiles is not tiling.AMPERE,
         }  # fmt: skip
-        yield pairs.pair_logits_kernel, boxes, {}, constants, p.warps, p.stages
+        yield pairs.pairs_kernel, boxes, {}, constants, p.warps, 3
         w = tiles.tail
         boxes = {
             "c_desc": (tiles.block, w.block_d),
@@ -87,12 +95,6 @@ def configurations(tiles: tiling.Tilings):
             "BLOCK_D": w.block_d,
         }  # fmt: skip
         yield tail.tail_kernel, boxes, {}, constants, w.warps, w.stages
-    c = tiles.scatter
-    boxes = {"pool_desc": (c.block_d, tiles.block), "dc_desc": (tiles.block, c.block_v)}
-    constants = COMMON | {
-        "EVEN_D": True, "BLOCK": tiles.block, "BLOCK_D": c.block_v, "BLOCK_K": c.block_d,
-    }  # fmt: skip
-    yield pairs.block_gradient_kernel, boxes, {}, constants, c.warps, c.stages
     for split in (False, True):
         special = {"de_ptr": "*i16", "bits_ptr": "*i8"} if split else {"bits_ptr": "*bf16"}
         constants = {"SPLIT": split, "BATCH": 16, "BLOCK_D": 512}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cce_core.config import LossConfig
-from cce_core.kernels import dense, filtering, loss, selection, slices, tiling
+from cce_core.kernels import dense, filtering, loss, rounds, slices, tiling
 from cce_core.kernels.tiling import tilings
 from cce_core.observe import observed
 from cce_core.problem import Gradients, Head, RowGrads, RowStats, State, Wanted
@@ -35,7 +35,7 @@ def small_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(slices, "STEP", 32)
         monkeypatch.setattr(slices, "LEAST", 32)
         monkeypatch.setattr(slices, "ENOUGH", 32)
-        monkeypatch.setattr(selection, "LAST_ROUND_PAIRS", 48)
+        monkeypatch.setattr(rounds, "LAST_ROUND_PAIRS", 48)
 
 
 @dataclass
@@ -176,7 +176,7 @@ def test_hot_blocks_are_exact_whatever_the_bars(halves, fine, monkeypatch) -> No
     n, v, d = SIZE
     tiles = tilings(DEVICE)
     block, pairs = tiles.block, tiles.pairs.block_n
-    monkeypatch.setattr(selection, "LAST_ROUND_PAIRS", pairs)
+    monkeypatch.setattr(rounds, "LAST_ROUND_PAIRS", pairs)
     second = -(-v // block) * d // (-(-n // pairs) * pairs + d)  # the second round's first
     blocks = [half * second for half in halves]
     hot = torch.isin(
