@@ -2,6 +2,8 @@
 
 rows.py        rows that count, and their labels' logits
 forward.py     statistics.py     log-sum-exp of every row, in one pass
+finish.py                        what the sums say of each row
+upstream.py                      what the backward is given
 exact.py       slices.py         the exact backward, by slices of the vocabulary
 filtered.py                      the filtered backward, of these steps:
   plan.py      selection.py        which pairs of row and block are kept

@@ -18,10 +18,11 @@ from cce_core.kernels.slices import (
     Listed,
     Run,
     Targets,
-    Upstream,
+    counters,
     launch,
     lent,
 )
+from cce_core.kernels.upstream import Upstream
 
 MOST = 32  # blocks of a range: beyond these, lists are as fast on the data that was measured
 FINE = BYTES_PER_ROW // 8  # the widest head whose dE keeps 24 bits
@@ -85,7 +86,9 @@ def hot_gradients(
         dz = rows.e.new_empty((n, width))
     aux = next(x for x in (bits, targets.de, dz) if x is not None)
     tiles, listed = logit.tilings, Listed(hot.blocks, hot.heat[turn : turn + 2])
-    what = Launch(Run(0, width, dz), aux, exact, tiles.hot_logits, tiles.gradients, listed=listed)
+    run = Run(0, width, dz)
+    (turns,) = counters([run], dz.device)
+    what = Launch(run, aux, exact, turns, tiles.hot_logits, tiles.gradients, listed)
     launch(rows, logit, upstream, targets, what)
 
 

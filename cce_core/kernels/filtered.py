@@ -14,14 +14,13 @@ import triton
 
 from cce_core import observe
 from cce_core.kernels.dense import hot_gradients, lower_bits
-from cce_core.kernels.filtering import Filter, Job, Masses
-from cce_core.kernels.launch import Logit, describe
+from cce_core.kernels.filtering import Job
+from cce_core.kernels.launch import describe
 from cce_core.kernels.mean_field import block_means, thin_product, weigh_tail
 from cce_core.kernels.pairs import pairs_kernel, row_gradient_kernel
 from cce_core.kernels.rounds import Layout, Rounds
-from cce_core.kernels.rows import Rows
 from cce_core.kernels.selection import Plan, plan_pairs, standing_bytes
-from cce_core.kernels.slices import BYTES_PER_ROW, Targets, Upstream
+from cce_core.kernels.slices import BYTES_PER_ROW
 
 
 @dataclass(frozen=True)
@@ -31,23 +30,15 @@ class _Lists:
     found: torch.Tensor  # (N, 2) int32
     col: torch.Tensor  # (N, K) int32
     dz: torch.Tensor  # (N, K) bf16
+    parts: int  # dE is made in so many, one after the other
 
 
-def filtered_gradients(
-    rows: Rows,
-    logit: Logit,
-    masses: Masses,
-    upstream: Upstream,
-    targets: Targets,
-    options: Filter,
-) -> torch.Tensor:
+def filtered_gradients(job: Job) -> torch.Tensor:
     """Write dE and dC; return the device's decision, () int32: 1 where exact has to overwrite them.
 
-    `masses` are consumed. Shapes as in `exact_gradients`; bf16 only, no bias.
+    The job's masses are consumed. Shapes as in `exact_gradients`; bf16 only, no bias.
     """
-    unit = (upstream.g_lse.abs().sum() / rows.count.clamp(min=1)).clamp(min=1e-30)
-    g_lse, g_label = upstream.g_lse / unit, upstream.g_label / unit
-    job = Job(rows, logit, masses, upstream.lse, g_lse, g_label, unit, targets, options)
+    rows, logit, upstream, targets = job.rows, job.logit, job.upstream, job.targets
     layout = Layout.of(job)
     plan = plan_pairs(job, layout)
     weight, error = weigh_tail(job, plan)
@@ -57,10 +48,11 @@ def filtered_gradients(
     pull = thin_product(job.mass, rows.e) if targets.dc is not None else mean
     launches = layout.launches(job, apart=len(plan.hot.ranges) > 1)
     lists = _empty_lists(job, launches[-1].pool.nbytes)
+    arrived = torch.zeros(len(launches), dtype=torch.int32, device=rows.e.device).unbind()
     for number, turn in enumerate(launches):
         if 0 < number < len(plan.hot.ranges):
             hot_gradients(rows, logit, upstream, targets, plan.hot, number, bits, plan.exact)
-        _pairs(job, plan, turn, lists, (weight, pull))
+        _pairs(job, plan, turn, lists, (weight, pull), arrived[number])
     del pull, launches, turn  # dE's tail takes their memory
     if targets.de is not None:
         _row_gradient(job, plan, lists, mean, targets.de, bits)
@@ -71,38 +63,51 @@ def filtered_gradients(
 
 def _left_out(job: Job) -> torch.Tensor:
     """(N,) fp32: each row's probability that the mean field stands for; NaN past the rows."""
-    share = job.mass.sum(0, dtype=torch.float32) / job.g_lse
+    share = job.mass.sum(0, dtype=torch.float32) / job.shares.g_lse
     counted = torch.arange(len(share), device=share.device) < job.rows.count
     return torch.where(counted & (job.rows.labels >= 0), share, float("nan"))
 
 
 def _empty_lists(job: Job, pool: int) -> _Lists:
     n, device = job.rows.e.shape[0], job.rows.e.device
-    k = _list_length(job, pool) if job.targets.de is not None else job.options.big_entries
+    k, parts = _list_length(job, pool)
     return _Lists(
         torch.zeros((n, 2), dtype=torch.int32, device=device),
         torch.empty((n, k), dtype=torch.int32, device=device),
         torch.empty((n, k), dtype=torch.bfloat16, device=device),
+        parts,
     )
 
 
-def _list_length(job: Job, pool: int) -> int:
-    """Entries of a row's list: what the budget of scratch leaves beside the pool and all else."""
+def _list_length(job: Job, pool: int) -> tuple[int, int]:
+    """Entries of a row's list, and the parts that dE is made in.
+
+    That is what the budget of scratch leaves beside the pool and all else.
+    """
     options = job.options
-    if options.entries is not None:
-        return options.entries
+    if job.targets.de is None or options.entries is not None:
+        return options.entries or options.big_entries, options.parts
     n, d = job.rows.e.shape
     blocks = len(job.mass)
     item = job.rows.e.element_size()
-    taken = standing_bytes(job) + 2 * blocks * d * item
-    taken += pool + n * d * item // options.parts
+    taken = standing_bytes(job) + 2 * blocks * d * item + pool
     taken += int(options.density * blocks * n) * 4
-    room = BYTES_PER_ROW * n - taken
-    return min(max(room // (6 * n) // 16 * 16, 2 * options.big_entries), 4096)
+
+    def length(parts: int) -> int:
+        room = BYTES_PER_ROW * n - taken - n * d * item // parts
+        return min(max(room // (6 * n) // 16 * 16, 2 * options.big_entries), 4096)
+
+    parts = next((p for p in (1, 2) if length(p) >= options.ample), options.parts)
+    return length(parts), parts
 
 
 def _pairs(
-    job: Job, plan: Plan, turn: Rounds, lists: _Lists, tail: tuple[torch.Tensor, torch.Tensor]
+    job: Job,
+    plan: Plan,
+    turn: Rounds,
+    lists: _Lists,
+    tail: tuple[torch.Tensor, torch.Tensor],
+    arrived: torch.Tensor,
 ) -> None:
     rows, logit, options, dc = job.rows, job.logit, job.options, job.targets.dc
     tiles, scatter = logit.tilings.pairs, logit.tilings.scatter
@@ -120,17 +125,17 @@ def _pairs(
         plan.count,
         plan.start,
         rows.labels,
-        job.lse,
-        job.g_lse,
-        job.g_label,
-        job.unit,
+        job.upstream.lse,
+        job.shares.g_lse,
+        job.shares.g_label,
+        job.shares.unit,
         lists.found,
         lists.col,
         lists.dz,
         job.mass,
         *tail,
         plan.exact,
-        torch.zeros((), dtype=torch.int32, device=rows.e.device),
+        arrived,
         n,
         logit.c.shape[0],
         d,
@@ -172,7 +177,7 @@ def _row_gradient(
     bits: torch.Tensor | None,
 ) -> None:
     n, d = job.rows.e.shape
-    step = max(triton.cdiv(n, job.options.parts), 256)
+    step = max(triton.cdiv(n, lists.parts), 256)
     block_d = min(512, triton.next_power_of_2(d))
     for first in range(0, n, step):
         part = min(step, n - first)
@@ -185,7 +190,7 @@ def _row_gradient(
             job.rows.index,
             job.rows.count,
             plan.exact,
-            job.unit,
+            job.shares.unit,
             plan.hot.heat[-1],
             bits if bits is not None else de,
             de.view(torch.int16) if bits is not None else de,

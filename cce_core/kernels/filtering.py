@@ -8,6 +8,7 @@ import torch
 from cce_core.kernels.launch import Logit
 from cce_core.kernels.rows import Rows
 from cce_core.kernels.slices import Targets
+from cce_core.kernels.upstream import Shares, Upstream
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Filter:
     error_bar: float = 2.0**-7  # the estimated error of dE above which exact takes over, as for NaN
     hot: float = 0.35  # the share of the rows above which a block is taken whole
     pool: float = 0.5  # the part of its blocks' pairs that a round has room for, listed as they are
-    parts: int = 4  # dE is made in so many parts, which bounds its tail's scratch
+    parts: int = 4  # dE is made in up to so many parts, which bounds its tail's scratch
+    ample: int = 1024  # entries of a row's list; where as many fit beside it, fewer parts do
 
     @classmethod
     def of(cls, eps: float) -> "Filter":
@@ -52,10 +54,8 @@ class Job:
     rows: Rows
     logit: Logit
     masses: Masses
-    lse: torch.Tensor  # (N,) fp32
-    g_lse: torch.Tensor  # (N,) fp32, over `unit`
-    g_label: torch.Tensor  # likewise
-    unit: torch.Tensor  # () fp32, the mean |g_lse|
+    upstream: Upstream
+    shares: Shares
     targets: Targets
     options: Filter
 

@@ -16,15 +16,30 @@ import triton.language as tl
 
 
 @triton.jit
-def signs_kernel(
-    sign_ptr,  # (count,) bf16, out
-    count,
+def draw_kernel(
+    e_ptr,  # (N, D) contiguous
+    rows_ptr,
+    picked_ptr,  # (SAMPLE,) int32, out: evenly spaced rows
+    sampled_ptr,  # (SAMPLE, D), out: their E
+    sign_ptr,  # (K, D), out: random signs
+    D,
+    SAMPLE: tl.constexpr,
     SIZE: tl.constexpr,
 ):
-    """Philox's bits: the same on each run, and no generator of torch's is touched."""
-    i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
-    sign = 1.0 - 2.0 * (tl.randint(0, i) & 1).to(tl.float32)
-    tl.store(sign_ptr + i, sign.to(sign_ptr.dtype.element_ty), mask=i < count)
+    """SAMPLE + K programs. Philox's bits: the same on each run, no generator of torch's touched."""
+    turn = tl.program_id(0)
+    row = (turn * tl.load(rows_ptr).to(tl.int64) // SAMPLE).to(tl.int32)
+    for first in range(0, D, SIZE):
+        col = first + tl.arange(0, SIZE)
+        if turn < SAMPLE:
+            e = tl.load(e_ptr + row.to(tl.int64) * D + col, mask=col < D)
+            tl.store(sampled_ptr + turn * D + col, e, mask=col < D)
+        else:
+            i = (turn - SAMPLE) * D + col
+            sign = 1.0 - 2.0 * (tl.randint(0, i) & 1).to(tl.float32)
+            tl.store(sign_ptr + i, sign.to(sign_ptr.dtype.element_ty), mask=col < D)
+    if turn < SAMPLE:
+        tl.store(picked_ptr + turn, row)
 
 
 @triton.jit

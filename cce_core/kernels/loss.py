@@ -18,17 +18,14 @@ import torch
 
 from cce_core.config import LossConfig
 from cce_core.kernels.filtered import filtered_gradients
-from cce_core.kernels.filtering import Filter, Masses
+from cce_core.kernels.filtering import Filter, Job, Masses
 from cce_core.kernels.launch import Logit
 from cce_core.kernels.rows import Rows, gather_rows
-from cce_core.kernels.slices import Targets, Upstream, exact_gradients
-from cce_core.kernels.statistics import RowStatistics, row_statistics
+from cce_core.kernels.slices import Targets, exact_gradients
+from cce_core.kernels.statistics import Asked, row_statistics
 from cce_core.kernels.tiling import interpreted, tilings
+from cce_core.kernels.upstream import gather_shares, gather_upstream
 from cce_core.problem import Gradients, Problem, RowGrads, RowStats, State
-
-TIE = 2.0**-16
-"""Relative distance under which the label's logit counts as the row's maximum: the two are summed
-in different orders, and must come out equal where the label is the argmax."""
 
 WORTH = 2**38
 """Products N V D from which on the filter is faster than the exact backward."""
@@ -100,21 +97,11 @@ def forward(problem: Problem, config: LossConfig) -> tuple[RowStats, State]:
         softcap=head.softcap,
         compact=wanted.gradients or not _readable(problem.e),
     )
-    found = row_statistics(
-        rows,
-        label_logit,
-        head,
-        mean=wanted.mean,
-        entropy=wanted.entropy,
-        mass=options is not None,
-        ordered=config.deterministic,
-    )
-    stats = _spread(rows, label_logit, found)
+    asked = Asked(wanted.mean, wanted.entropy, options is not None, config.deterministic)
+    stats, masses = row_statistics(rows, label_logit, head, asked)
     if not wanted.gradients:
         return stats, ()
-    if found.mass is None:
-        return stats, rows.tensors
-    return stats, (*rows.tensors, *Masses.of(found.ref, found.mass))
+    return stats, rows.tensors if masses is None else (*rows.tensors, *masses)
 
 
 def _readable(e: torch.Tensor) -> bool:
@@ -146,24 +133,6 @@ def new_state(problem: Problem, config: LossConfig) -> State:
     return (*rows.tensors, *masses)
 
 
-def _spread(rows: Rows, label: torch.Tensor, found: RowStatistics) -> RowStats:
-    """Back to the order of E; zero where a row does not count."""
-    place = rows.index.long()
-    counted = (torch.arange(len(place), device=place.device) < rows.count) & (rows.labels >= 0)
-    tied = label >= found.peak - TIE * found.peak.abs().clamp(min=1.0)
-
-    def spread(values: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(values).scatter_(0, place, values.masked_fill(~counted, 0.0))
-
-    return RowStats(
-        lse=spread(found.lse),
-        label_logit=spread(label),
-        row_max=spread(torch.where(tied, label, found.peak)),
-        mean_logit=None if found.mean is None else spread(found.mean),
-        entropy=None if found.entropy is None else spread(found.entropy),
-    )
-
-
 def backward(
     problem: Problem,
     config: LossConfig,
@@ -175,18 +144,6 @@ def backward(
     e, labels, index, count, *left = state
     rows = Rows(e, labels, index, count)
     head, wanted, bias = _logit(problem), problem.wanted, problem.bias
-    place = rows.index.long()
-    counted = torch.arange(len(place), device=place.device) < rows.count
-
-    def compact(values: torch.Tensor) -> torch.Tensor:
-        return torch.where(counted, values[place].float(), 0.0)
-
-    given = Upstream(
-        compact(lse),
-        compact(upstream.lse),
-        compact(upstream.label_logit),
-        None if upstream.mean_logit is None else compact(upstream.mean_logit),
-    )
     targets = Targets(
         torch.zeros_like(rows.e) if wanted.e else None,
         torch.empty_like(head.c) if wanted.c else None,
@@ -194,11 +151,12 @@ def backward(
     )
     options = _filter(problem, config)
     if options is None:
-        exact_gradients(rows, head, given, targets)
+        exact_gradients(rows, head, gather_upstream(rows, lse, upstream), targets)
     else:
         masses = Masses(*left)
-        fallback = filtered_gradients(rows, head, masses, given, targets, options)
-        exact_gradients(rows, head, given, targets, fallback, held=masses.mass.nbytes)
+        given, shares = gather_shares(rows, lse, upstream, masses.ref)
+        job = Job(rows, head, masses, given, shares, targets, options)
+        exact_gradients(rows, head, given, targets, filtered_gradients(job), masses.mass.nbytes)
     dbias = targets.dbias
     return Gradients(
         targets.de,

@@ -4,7 +4,7 @@ import torch
 import triton
 
 from cce_core.kernels.filtering import Job
-from cce_core.kernels.judge import judge_kernel, signs_kernel
+from cce_core.kernels.judge import draw_kernel, judge_kernel
 from cce_core.kernels.launch import describe
 from cce_core.kernels.selection import Plan
 from cce_core.kernels.tail import tail_kernel
@@ -17,19 +17,19 @@ def weigh_tail(job: Job, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
     rows, logit = job.rows, job.logit
     tiling, device = logit.tilings.tail, rows.e.device
     block, sample = logit.tilings.block, tiling.block_v
-    picked = torch.arange(sample, device=device) * rows.count // sample
+    picked, sampled, signs = _draw(job, sample)
     weight = torch.empty(len(job.mass) * block, dtype=torch.float32, device=device)
     sums = torch.zeros((2, sample, SIGNS), dtype=torch.float32, device=device)
     programs = logit.programs * tiling.residency
     tail_kernel[(programs,)](
         describe(logit.c, block, tiling.block_d),
-        describe(rows.e[picked], sample, tiling.block_d),
-        describe(_signs(job), SIGNS, tiling.block_d),
-        picked.to(torch.int32),
+        describe(sampled, sample, tiling.block_d),
+        describe(signs, SIGNS, tiling.block_d),
+        picked,
         rows.labels,
-        job.lse,
-        job.g_lse,
-        job.g_label,
+        job.upstream.lse,
+        job.shares.g_lse,
+        job.shares.g_label,
         job.mass,
         plan.count,
         plan.exact,
@@ -56,12 +56,16 @@ def weigh_tail(job: Job, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
     return weight, error
 
 
-def _signs(job: Job) -> torch.Tensor:
-    """(SIGNS, D): what the error is projected on."""
-    e = job.rows.e
-    signs = torch.empty((SIGNS, e.shape[1]), dtype=e.dtype, device=e.device)
-    signs_kernel[(triton.cdiv(signs.numel(), 1024),)](signs, signs.numel(), SIZE=1024)
-    return signs
+def _draw(job: Job, sample: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Evenly spaced rows, (S,) int32, their E, (S, D), and what is projected on, (SIGNS, D)."""
+    rows, d = job.rows, job.rows.e.shape[1]
+    picked = torch.empty(sample, dtype=torch.int32, device=rows.e.device)
+    sampled, signs = rows.e.new_empty((sample, d)), rows.e.new_empty((SIGNS, d))
+    size = min(1024, triton.next_power_of_2(d))
+    draw_kernel[(sample + SIGNS,)](
+        rows.e, rows.count, picked, sampled, signs, d, SAMPLE=sample, SIZE=size
+    )
+    return picked, sampled, signs
 
 
 def block_means(c: torch.Tensor, weight: torch.Tensor, block: int) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """Which rows count, brought together: copy of the labelled rows of E, and each label's logit.
 
 Rows whose label is negative are left out of every product by a compact copy of the others; the
-order is kept. The count stays on the device, so nothing waits for it. One program a row also takes
-the dot product with the label's row of C: the reference of the row's exponentials.
+order is kept, and the others follow from the end on. The count stays on the device, so nothing
+waits for it. One program a row also takes the dot product with the label's row of C: the reference
+of the row's exponentials.
 N rows, V vocabulary, D width.
 """
 
@@ -32,6 +33,30 @@ class Rows:
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """All of them, in the order of the fields."""
         return self.e, self.labels, self.index, self.count
+
+
+@triton.jit
+def order_kernel(
+    label_ptr,  # (N,) int64
+    ordered_ptr,  # (N,) int64, out: the labels in the new order
+    index_ptr,  # (N,) int32, out: the row that stands there, a permutation
+    count_ptr,  # () int32, out
+    N,
+    CHUNK: tl.constexpr,
+):
+    """One program, chunk by chunk: a row that counts goes behind those found, others from N on."""
+    count = 0
+    for first in range(0, N, CHUNK):
+        row = first + tl.arange(0, CHUNK)
+        inside = row < N
+        label = tl.load(label_ptr + row, mask=inside, other=-1)
+        counts = label >= 0
+        before = count + tl.cumsum(counts.to(tl.int32))  # its own included
+        place = tl.where(counts, before - 1, N - 1 - (row - before))
+        tl.store(ordered_ptr + place, label, mask=inside)
+        tl.store(index_ptr + place, row, mask=inside)
+        count += tl.sum(counts.to(tl.int32))
+    tl.store(count_ptr, count)
 
 
 @triton.jit
@@ -101,10 +126,10 @@ def gather_rows(
     """
     n, d = e.shape
     if compact:
-        ignored = labels < 0
-        order = torch.argsort(ignored.to(torch.uint8), stable=True)
-        index, labels = order.to(torch.int32), labels[order]
-        count = (~ignored).sum(dtype=torch.int32)
+        index = torch.empty(n, dtype=torch.int32, device=e.device)
+        count = torch.empty((), dtype=torch.int32, device=e.device)
+        given, labels = labels.contiguous(), torch.empty_like(labels)
+        order_kernel[(1,)](given, labels, index, count, n, CHUNK=1024, num_warps=8)
         out = torch.empty((n, d), dtype=e.dtype, device=e.device)
     else:
         index = torch.arange(n, dtype=torch.int32, device=e.device)

@@ -47,8 +47,7 @@ def plan_pairs(job: Job, layout: Layout) -> Plan:
         pair_row=integers(slots),
         owner=integers(slots // pairs),
     )
-    factor = torch.exp(job.masses.ref - job.lse)
-    share = (job.mass, factor, job.g_lse, rows.labels, rows.count)
+    share = (job.mass, job.shares.factor, job.shares.g_lse, rows.labels, rows.count)
     bar, finer = options.pair_bar, options.pair_bar * options.finer
     square, chosen = reals(blocks), reals(())
     sizes = {"BLOCK": tiles.block, "CHUNK": 64 if interpreted() else 1024}

@@ -1,6 +1,6 @@
 """Launch the exact backward over the vocabulary, slice by slice, within a bound of scratch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,22 +9,13 @@ from cce_core.kernels.exact import exact_kernel
 from cce_core.kernels.launch import Logit, describe
 from cce_core.kernels.rows import Rows
 from cce_core.kernels.tiling import Tiling
+from cce_core.kernels.upstream import Upstream
 
 BYTES_PER_ROW = 152 * 2**20 // 8192  # of scratch, in all
 LEAST = 512  # columns of dz in scratch of its own, whatever others hold
 ENOUGH = 2048  # where the unwritten part of dC holds the wide slices
 WIDEST = 16384
 STEP = 512  # a slice is whole tiles
-
-
-@dataclass(frozen=True)
-class Upstream:
-    """Compact rows' log-sum-exp and the gradients of their statistics, fp32 (N,)."""
-
-    lse: torch.Tensor
-    g_lse: torch.Tensor
-    g_label: torch.Tensor
-    g_mean: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +56,7 @@ class Launch:
     run: Run
     aux: torch.Tensor  # dE's lower bits, or its accumulator
     exact: torch.Tensor | None  # () int32: 1 makes listed blocks return at once, 0 all others
+    turns: torch.Tensor  # (1 + slices,) int32, zeroed: the kernel's counters
     logits: Tiling
     gradients: Tiling
     listed: Listed | None = None
@@ -91,6 +83,12 @@ def runs(scratch: torch.Tensor, dc: torch.Tensor | None, v: int) -> Iterator[Run
         yield Run(first, last, lent(dc, n, width))
         first = last
     yield Run(first, v, scratch)
+
+
+def counters(chosen: Sequence[Run], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """`Launch.turns` of each run."""
+    sizes = [1 + run.slices for run in chosen]
+    return torch.split(torch.zeros(sum(sizes), dtype=torch.int32, device=device), sizes)
 
 
 def scratch_columns(n: int, v: int, item: int, taken: int, *, alone: bool) -> int:
@@ -125,17 +123,14 @@ def exact_gradients(
     taken = rows.e.nbytes + aux.nbytes + held
     width = scratch_columns(n, v, dtype.itemsize, taken, alone=alone)
     scratch = (torch.zeros if summed else torch.empty)((n, width), dtype=dtype, device=device)
-    whole = runs(scratch, None if alone else targets.dc, v)
-    # dbias is summed by torch, slice by slice: a launch each.
-    single = (Run(first, min(first + width, v), scratch) for first in range(0, v, width))
-    for run in single if summed else whole:
-        launch(
-            rows,
-            logit,
-            upstream,
-            targets,
-            Launch(run, aux, wanted, logit.tilings.slices, logit.tilings.gradients),
-        )
+    if summed:  # by torch, slice by slice: a launch each
+        chosen = [Run(first, min(first + width, v), scratch) for first in range(0, v, width)]
+    else:
+        chosen = list(runs(scratch, None if alone else targets.dc, v))
+    slices, gradients = logit.tilings.slices, logit.tilings.gradients
+    for run, turns in zip(chosen, counters(chosen, device), strict=True):
+        what = Launch(run, aux, wanted, turns, slices, gradients)
+        launch(rows, logit, upstream, targets, what)
         if targets.dbias is not None:
             total = run.dz[:, : run.last - run.first].sum(0, dtype=torch.float32)
             targets.dbias[run.first : run.last] = total
@@ -149,7 +144,6 @@ def launch(rows: Rows, logit: Logit, upstream: Upstream, targets: Targets, what:
     de = targets.de if targets.de is not None else what.aux
     unused = rows.count
     listed = what.listed if what.listed is not None else Listed(unused, unused)
-    turns = torch.zeros(1 + run.slices, dtype=torch.int32, device=unused.device)
     programs, cooperation = logit.cooperation()
     exact_kernel[(programs,)](
         describe(rows.e, t.block_n, t.block_d),
@@ -173,7 +167,7 @@ def launch(rows: Rows, logit: Logit, upstream: Upstream, targets: Targets, what:
         what.exact if what.exact is not None else unused,
         listed.blocks,
         listed.bounds,
-        turns,
+        what.turns,
         run.first,
         run.last,
         run.dz.shape[1],

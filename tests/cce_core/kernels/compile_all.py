@@ -16,6 +16,7 @@ from triton.compiler import ASTSource
 
 from cce_core.kernels import (
     exact,
+    finish,
     forward,
     judge,
     mean_field,
@@ -24,16 +25,17 @@ from cce_core.kernels import (
     rows,
     tail,
     tiling,
+    upstream,
 )
 
 INTEGERS = {
     "rows_ptr", "redo_ptr", "index_ptr", "pair_row_ptr", "owner_ptr", "start_ptr",
     "found_ptr", "entry_col_ptr", "exact_ptr", "sample_row_ptr", "count_ptr", "turn_ptr",
-    "blocks_ptr", "listed_ptr", "hot_ptr", "heat_ptr", "arrived_ptr",
+    "blocks_ptr", "listed_ptr", "hot_ptr", "heat_ptr", "arrived_ptr", "again_ptr", "picked_ptr",
 }  # fmt: skip
 HALVES = {
     "mass_ptr", "tail_ptr", "entry_dz_ptr", "e_ptr", "c_ptr", "out_ptr", "pull_ptr", "de_ptr",
-    "aux_ptr", "sign_ptr",
+    "aux_ptr", "sign_ptr", "sampled_ptr",
 }  # fmt: skip
 SPLIT = {"de_ptr": "*i16", "aux_ptr": "*i8"}
 COMMON = {"UPCAST": False, "PRECISION": "ieee", "PROGRAMS": 132}
@@ -103,11 +105,17 @@ def configurations(tiles: tiling.Tilings):
     yield plan.count_kernel, {}, {}, {k: block[k] for k in ("BLOCK", "CHUNK")}, 4, 3
     yield plan.list_kernel, {}, {}, block, 4, 3
     yield plan.plan_kernel, {}, {}, {"HOT": 0.35, "PAIRS": block["PAIRS"], "SIZE": 4096}, 4, 3
-    yield judge.signs_kernel, {}, {}, {"SIZE": 1024}, 4, 3
+    yield judge.draw_kernel, {}, {}, {"SAMPLE": tiles.tail.block_v, "SIZE": 1024}, 4, 3
     constants = {"SIZE": tiles.tail.block_v * mean_field.SIGNS}
     yield judge.judge_kernel, {}, {}, constants, 4, 3
     constants = {"HAS_BIAS": False, "HAS_CAP": True, "COPY": True, "BLOCK_D": 1024}
     yield rows.rows_kernel, {}, {}, constants, 4, 3
+    yield rows.order_kernel, {}, {"ordered_ptr": "*i64"}, {"CHUNK": 1024}, 8, 3
+    yield finish.recount_kernel, {}, {}, {"SIZE": 128}, 4, 3
+    constants = {"REDO": True, "MEAN": True, "ENTROPY": True, "SIZE": 128}
+    yield finish.statistics_kernel, {}, {}, constants, 4, 3
+    constants = {"HAS_MEAN": True, "SHARES": True, "CHUNK": 1024}
+    yield upstream.upstream_kernel, {}, {}, constants, 8, 3
 
 
 def exactly(tiles, s, g, *, cap: bool, listed: bool, with_dc: bool):
