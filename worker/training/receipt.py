@@ -12,7 +12,7 @@ import math
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -186,8 +186,10 @@ def _ours(
 ) -> tuple[float, list[torch.Tensor]]:
     """Mean loss and gradients as the job will compute them."""
     leaf = hidden.detach().clone().requires_grad_()
+    # By number, since "auto" spares the filter a slice that is smaller than the job's steps.
+    asked = replace(config, filter_eps=config.eps)
     try:
-        loss = head.loss(leaf, part.labels, config, shift=1).loss
+        loss = head.loss(leaf, part.labels, asked, shift=1).loss
     except ImplementationUnavailable as error:
         raise JobFailure("unsupported_model", str(error), param="loss.implementation") from error
     return _with_gradients(loss, leaf, head)

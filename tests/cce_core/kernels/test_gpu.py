@@ -10,7 +10,7 @@ from cce_core.config import LossConfig
 pytestmark = pytest.mark.gpu
 
 MIB = 2**20
-SMALL = data.Shape("small", 50000, 1024, softcap=30.0)  # with 8192 rows, the least that filters
+SMALL = data.Shape("small", 50000, 1024, softcap=30.0)  # with 8192 rows, it filters
 
 
 @pytest.fixture(scope="module")
