@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from cce_core.kernels.primitives import capped
+from cce_core.kernels.tiling import tilings
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def gather_rows(
         index = torch.empty(n, dtype=torch.int32, device=e.device)
         count = torch.empty((), dtype=torch.int32, device=e.device)
         given, labels = labels.contiguous(), torch.empty_like(labels)
-        order_kernel[(1,)](given, labels, index, count, n, CHUNK=1024, num_warps=8)
+        chunk = tilings(e.device).chunk
+        order_kernel[(1,)](given, labels, index, count, n, CHUNK=chunk, num_warps=8)
         out = torch.empty((n, d), dtype=e.dtype, device=e.device)
     else:
         index = torch.arange(n, dtype=torch.int32, device=e.device)

@@ -11,7 +11,6 @@ from cce_core.kernels.filtering import Job
 from cce_core.kernels.plan import count_kernel, list_kernel, plan_kernel
 from cce_core.kernels.rounds import Layout
 from cce_core.kernels.slices import BYTES_PER_ROW
-from cce_core.kernels.tiling import interpreted
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def plan_pairs(job: Job, layout: Layout) -> Plan:
     share = (job.mass, job.shares.factor, job.shares.g_lse, rows.labels, rows.count)
     bar, finer = options.pair_bar, options.pair_bar * options.finer
     square, chosen = reals(blocks), reals(())
-    sizes = {"BLOCK": tiles.block, "CHUNK": 64 if interpreted() else 1024}
+    sizes = {"BLOCK": tiles.block, "CHUNK": tiles.chunk}
     count_kernel[(blocks,)](*share, counts, square, bar, finer, n, **sizes)
     plan_kernel[(1,)](
         counts,

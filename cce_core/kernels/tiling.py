@@ -49,6 +49,7 @@ class Tilings:
     scatter: Tiling  # dC from the gathered rows, by the programs of `pairs`
     tail: Tiling  # blocks of columns by sampled rows
     block: int  # columns of a block of the filter
+    chunk: int = 1024  # rows that a program takes at once where it goes through all of them
 
 
 HOPPER = Tilings(
@@ -86,6 +87,7 @@ TINY = Tilings(
     scatter=Tiling(32, 32, 16, 1, 4, 1, flatten=False),
     tail=Tiling(32, 16, 16, 1, 4, 1, flatten=False),
     block=32,
+    chunk=16,
 )
 
 

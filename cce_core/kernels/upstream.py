@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from cce_core.kernels.rows import Rows
+from cce_core.kernels.tiling import tilings
 from cce_core.problem import RowGrads
 
 
@@ -136,7 +137,7 @@ def _gather(
         *(source.stride(0) for source in sources),
         HAS_MEAN=given.mean_logit is not None,
         SHARES=ref is not None,
-        CHUNK=1024,
+        CHUNK=tilings(device).chunk,
         num_warps=8,
     )
     return out[:, :n].unbind(), unit

@@ -101,7 +101,7 @@ def configurations(tiles: tiling.Tilings):
         special = {"de_ptr": "*i16", "bits_ptr": "*i8"} if split else {"bits_ptr": "*bf16"}
         constants = {"SPLIT": split, "BATCH": 16, "BLOCK_D": 512}
         yield pairs.row_gradient_kernel, {}, special, constants, 4, 3
-    block = {"BLOCK": tiles.block, "PAIRS": tiles.pairs.block_n, "CHUNK": 1024}
+    block = {"BLOCK": tiles.block, "PAIRS": tiles.pairs.block_n, "CHUNK": tiles.chunk}
     yield plan.count_kernel, {}, {}, {k: block[k] for k in ("BLOCK", "CHUNK")}, 4, 3
     yield plan.list_kernel, {}, {}, block, 4, 3
     yield plan.plan_kernel, {}, {}, {"HOT": 0.35, "PAIRS": block["PAIRS"], "SIZE": 4096}, 4, 3
@@ -110,11 +110,11 @@ def configurations(tiles: tiling.Tilings):
     yield judge.judge_kernel, {}, {}, constants, 4, 3
     constants = {"HAS_BIAS": False, "HAS_CAP": True, "COPY": True, "BLOCK_D": 1024}
     yield rows.rows_kernel, {}, {}, constants, 4, 3
-    yield rows.order_kernel, {}, {"ordered_ptr": "*i64"}, {"CHUNK": 1024}, 8, 3
+    yield rows.order_kernel, {}, {"ordered_ptr": "*i64"}, {"CHUNK": tiles.chunk}, 8, 3
     yield finish.recount_kernel, {}, {}, {"SIZE": 128}, 4, 3
     constants = {"REDO": True, "MEAN": True, "ENTROPY": True, "SIZE": 128}
     yield finish.statistics_kernel, {}, {}, constants, 4, 3
-    constants = {"HAS_MEAN": True, "SHARES": True, "CHUNK": 1024}
+    constants = {"HAS_MEAN": True, "SHARES": True, "CHUNK": tiles.chunk}
     yield upstream.upstream_kernel, {}, {}, constants, 8, 3
 
 

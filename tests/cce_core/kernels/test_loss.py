@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cce_core.config import LossConfig
-from cce_core.kernels import dense, filtering, loss, rounds, slices, tiling
+from cce_core.kernels import dense, filtering, loss, rounds, slices, statistics, tiling
 from cce_core.kernels.tiling import tilings
 from cce_core.observe import observed
 from cce_core.problem import Gradients, Head, RowGrads, RowStats, State, Wanted
@@ -35,6 +35,7 @@ def small_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(slices, "STEP", 32)
         monkeypatch.setattr(slices, "LEAST", 32)
         monkeypatch.setattr(slices, "ENOUGH", 32)
+        monkeypatch.setattr(statistics, "SIZE", 16)
         monkeypatch.setattr(rounds, "LAST_ROUND_PAIRS", 48)
 
 
