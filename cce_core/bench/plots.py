@@ -45,7 +45,7 @@ def value(row: Row, name: str) -> float:
     return float("nan") if found is None else found
 
 
-def _bars(axes: Axes, rows: list[Row], name: str, form: str) -> None:
+def _bars(axes: Axes, rows: list[Row], name: str, form: Callable[[float], str]) -> None:
     """A group of bars a shape, a bar an implementation, its figure above it."""
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
     measured = {label(row) for row in rows}
@@ -66,11 +66,16 @@ def _bars(axes: Axes, rows: list[Row], name: str, form: str) -> None:
     axes.figure.legend(loc="outside upper center", ncols=len(compared), fontsize=7, frameon=False)
 
 
+def mebibytes(amount: float) -> str:
+    """Whole ones, but for what is less than one."""
+    return f"{amount:.0f}" if amount >= 1 else f"{amount:.1f}"
+
+
 def memory(rows: Iterable[Row]) -> Figure:
     """Scratch of forward and backward, above inputs and gradients, on realistic data."""
     drawing = Figure(figsize=(9, 3.6), layout="constrained")
     axes = drawing.subplots()
-    _bars(axes, _realistic(rows), "scratch_mib", "{:.0f}")
+    _bars(axes, _realistic(rows), "scratch_mib", mebibytes)
     axes.set_yscale("log")
     axes.set_ylabel("MiB above inputs and gradients")
     return drawing
@@ -80,7 +85,7 @@ def speed(rows: Iterable[Row]) -> Figure:
     """Forward and backward in matmuls, on realistic data."""
     drawing = Figure(figsize=(9, 3.6), layout="constrained")
     axes = drawing.subplots()
-    _bars(axes, _realistic(rows), "fwbw_x", "{:.1f}")
+    _bars(axes, _realistic(rows), "fwbw_x", "{:.1f}".format)
     axes.set_ylabel("forward + backward, in matmuls")
     return drawing
 
