@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.redis_server import RedisServer
 from tests.worker.support import Deployment
+from worker.runner import Runner
 
 
 @pytest.fixture
@@ -15,6 +16,12 @@ def deployment(redis_server: RedisServer, tmp_path: Path) -> Iterator[Deployment
     deployment.redis.flushall()
     yield deployment
     deployment.close()
+
+
+@pytest.fixture
+def runner(deployment: Deployment) -> Runner:
+    """One worker's runner."""
+    return deployment.supervisor()[0]
 
 
 @pytest.fixture(params=["folder", "objects"])
