@@ -13,7 +13,8 @@ class FilteredMass(Frozen):
     the device estimates it on sampled rows before it decides whether to fall back.
 
     Attributes:
-        step: The optimizer step; 0 for the first batch, before training.
+        step: The optimizer step; 0 for the receipt's slice of the first batch, before training,
+            which is filtered even if the steps are so small that they are exact.
         p50: Median over the step's rows.
         p99: The 99th of 100 parts of them have no more.
         error_p50: Median of the estimates over the step's micro-batches; None where none was made,
