@@ -1,9 +1,11 @@
 """The Triton implementation against fp64, on the GPU where there is one, else interpreted."""
 
+import traceback
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cce_core.config import LossConfig
 from cce_core.kernels import dense, filtering, loss, rounds, slices, statistics, tiling
@@ -64,6 +66,18 @@ class Problem:
         lse, label, mean = self.upstream
         upstream = RowGrads(lse, label, mean if saved.call.wanted.mean else None)
         return loss.backward(saved.call, saved.config, saved.lse, saved.state, upstream)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what torch queues for the launchers, beside views and empty memory."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        frames = {frame.filename.rpartition("/")[2] for frame in traceback.extract_stack()}
+        if not (function.is_view or "empty" in str(function) or "interpreter.py" in frames):
+            self.count += 1
+        return function(*args, **(kwargs or {}))
 
 
 @dataclass
@@ -216,6 +230,17 @@ def test_the_bar_is_finer_where_it_leaves_out_much(monkeypatch) -> None:
     found, de = left_out(pair_bar=bar, finer=0.25, left_bar=0.01)
     assert found == asked < coarse
     assert error(de, reference(p, with_mean=False)[1]) < 0.1
+
+
+def test_the_host_queues_few_operations_beside_the_kernels(monkeypatch) -> None:
+    """Each takes the host longer than the device: ninety of them bound small heads."""
+    p = problem(*SIZE)
+    monkeypatch.setattr(filtering.Filter, "of", lambda eps: EVERYTHING)
+    with Operations() as queued:
+        _, saved = p.run()
+        p.back(saved)
+    assert saved.filters
+    assert 0 < queued.count <= 25
 
 
 def test_a_vocabulary_smaller_than_a_block(monkeypatch) -> None:
