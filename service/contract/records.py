@@ -143,14 +143,13 @@ class Records:
         Who deletes a file or a model asks this first: with the file's id, or with the model's and
         that of the job that made it, which may still need its checkpoint.
         """
-        wanted = {*ids}
-        return [
-            job
-            for job in self.active()
-            if not wanted.isdisjoint(
-                (job.id, job.spec.model, job.spec.training_file, job.spec.validation_file)
-            )
-        ]
+
+        def ask(pipe: Pipe) -> None:
+            for id_ in ids:
+                pipe.smembers(keys.users(id_))
+
+        found = set(ids).union(*self._ask(ask))
+        return [job for job in self._many(sorted(found)) if not job.terminal]
 
     def queue_position(self, job_id: str) -> int | None:
         """1 for the next job that a worker will take, None for a job that is not queued."""

@@ -162,5 +162,19 @@ def test_who_uses_a_file_or_a_model(store: Store) -> None:
     assert store.users("file-x", "base-2", ended) == []
 
 
+def test_who_uses_a_file_costs_the_same_however_many_jobs_there_are(
+    store: Store, redis: Redis
+) -> None:
+    def cost() -> int:
+        before = redis.info("stats")["total_commands_processed"]
+        assert store.users("file-a") == []
+        return int(redis.info("stats")["total_commands_processed"]) - before
+
+    alone = cost()
+    for _ in range(30):
+        queued(store)
+    assert cost() == alone
+
+
 def test_a_missing_hash_is_no_record() -> None:
     assert records.decode({}) is None
