@@ -9,6 +9,7 @@
     jobs:waiting             ZSET    ids of queued jobs, scored by when they were queued, in ms
     users:{id}               SET     ids of jobs that have not ended and name this file or model
     org:{org}:jobs           ZSET    ids of an organization's jobs, in order of creation
+    org:{org}:comparisons    ZSET    those of its jobs that are comparisons, in order of creation
     file:{id}                STRING  a FileRecord as JSON; expires with the file
     org:{org}:files          ZSET    ids of an organization's files, in order of creation
     files:expiring           ZSET    "{id} {org}" of each file that expires, scored by when, in s
@@ -64,7 +65,7 @@ def adapters(model_id: str) -> str:
 
 
 def org_index(org: str, kind: str) -> str:
-    """ZSET of an organization's objects of one kind: jobs, files or models."""
+    """ZSET of an organization's objects of one kind: jobs, comparisons, files or models."""
     return f"org:{org}:{kind}"
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from redis import Redis
 
@@ -96,25 +96,21 @@ class Records:
         after: str | None,
         limit: int,
         metadata: dict[str, str],
-        only_comparisons: bool = False,
+        kind: Literal["jobs", "comparisons"] = "jobs",
     ) -> Page[JobRecord]:
         """Jobs of `org`, newest first, behind the cursor `after`, with all of `metadata`.
+
+        Comparisons are jobs too.
 
         Raises:
             InvalidRequest: The cursor is not a job's id.
         """
 
         def load(ids: list[str]) -> list[JobRecord]:
-            records = self._many(ids)
-            return [
-                job
-                for job in records
-                if metadata.items() <= job.spec.metadata.items()
-                and (job.spec.comparison is not None or not only_comparisons)
-            ]
+            return self._many(self._with(metadata, ids) if metadata else ids)
 
         index.check_cursor(after, PREFIX)
-        return index.page(self._redis, keys.org_index(org, "jobs"), load, after=after, limit=limit)
+        return index.page(self._redis, keys.org_index(org, kind), load, after=after, limit=limit)
 
     def active(self) -> list[str]:
         """Ids of the jobs that have not ended, in order of creation."""
@@ -186,6 +182,19 @@ class Records:
 
         answers = self._ask(ask)
         return zip(ids, answers[::2], answers[1::2], strict=True)
+
+    def _with(self, metadata: dict[str, str], ids: list[str]) -> list[str]:
+        """Those jobs that have all of `metadata`; most have not: their records stay unread."""
+
+        def ask(pipe: Pipe) -> None:
+            for job_id in ids:
+                pipe.hget(keys.job(job_id), "spec")
+
+        return [
+            job_id
+            for job_id, spec in zip(ids, self._ask(ask), strict=True)
+            if metadata.items() <= json.loads(spec)["metadata"].items()
+        ]
 
     def _many(self, ids: list[str]) -> list[JobRecord]:
         """The records of several jobs."""

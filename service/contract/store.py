@@ -79,6 +79,8 @@ class Store(Records):
             pipe.multi()
             pipe.hset(key, mapping=encode(record.model_dump(mode="json")))
             index.add(pipe, keys.org_index(record.org, "jobs"), record.id)
+            if spec.comparison is not None:
+                index.add(pipe, keys.org_index(record.org, "comparisons"), record.id)
             pipe.sadd(keys.ACTIVE, record.id)
             for needed in (spec.model, *spec.files):
                 pipe.sadd(keys.users(needed), record.id)

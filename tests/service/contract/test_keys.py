@@ -11,6 +11,7 @@ from service.contract.files import Files
 from service.contract.fleet import Fleet, LiveWorker
 from service.contract.job import JobStatus
 from service.contract.models import Models
+from service.contract.spec import ComparisonOptions
 from service.contract.store import Store
 from tests.service.contract.support import (
     EVENT,
@@ -34,7 +35,7 @@ def table() -> dict[str, str]:
 
 def test_the_table_is_complete_and_true(store: Store, redis: Redis) -> None:
     store.create(record(), dedupe_key="k", dedupe_s=60, event=EVENT)
-    queued(store)
+    queued(store, comparison=ComparisonOptions())
     claim = running(store)
     store.add_checkpoint(claim, *checkpoint(claim, 1), keep=1)
     ended = running(store)

@@ -6,6 +6,7 @@ from redis import Redis
 from service.contract import index, records
 from service.contract.errors import InvalidRequest, NotFound
 from service.contract.job import JobStatus, new_id
+from service.contract.spec import ComparisonOptions
 from service.contract.store import Store
 from tests.service.contract.support import EVENT, ORG, create, lose, queued, running, take
 
@@ -68,6 +69,28 @@ def test_a_page_does_not_read_the_whole_index(store: Store, redis: Redis) -> Non
     before = commands(redis)
     store.page(ORG, after=None, limit=2, metadata={})
     assert commands(redis) - before < 10
+
+
+def test_a_page_of_comparisons_does_not_look_at_other_jobs(store: Store, redis: Redis) -> None:
+    wanted = create(store, comparison=ComparisonOptions())
+    for _ in range(20):
+        create(store)
+    before = commands(redis)
+    page = store.page(ORG, after=None, limit=2, metadata={}, kind="comparisons")
+    assert [job.id for job in page.items] == [wanted]
+    assert commands(redis) - before < 5
+
+
+def test_a_filter_reads_no_record_that_it_leaves_out(store: Store, redis: Redis) -> None:
+    def read() -> int:
+        return int(redis.info("commandstats").get("cmdstat_hgetall", {"calls": 0})["calls"])
+
+    wanted = create(store, metadata={"a": "b"})
+    for _ in range(20):
+        create(store)
+    before = read()
+    assert walk(store, 5, a="b") == [[wanted]]
+    assert read() - before == 1
 
 
 def test_a_filter_reads_on_in_portions(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
