@@ -152,9 +152,7 @@ def _check_unused(services: Services, kind: str, name: str, *ids: str) -> None:
 
 
 def _check_no_adapter(services: Services, record: ModelRecord) -> None:
-    on_all = services.models.adapters(record.org)
-    adapters = [each.id for each in on_all if each.base == record.id]
-    if adapters:
+    if adapters := services.models.adapters(record.id):
         more = f" and {len(adapters) - 1} more" if len(adapters) > 1 else ""
         raise Conflict(
             f"Model {record.id} is the base of adapter {adapters[0]}{more}; delete that first.",

@@ -3,6 +3,7 @@
 Dependencies are `async` although they wait for nothing: plain functions would each cost a thread.
 """
 
+import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,13 +25,19 @@ from service.contract.storage import Storage
 from service.contract.store import Store
 from service.settings import ServiceSettings
 
+# Each takes a thread for seconds, and a processor, of the few that all requests share.
+_UPLOADS_AT_ONCE = 4
 # A caller is told within seconds that Redis is away; it would rather try again than wait.
 _REDIS_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True)
 class Services:
-    """All that a use case may need; made once, shared by every request."""
+    """All that a use case may need; made once, shared by every request.
+
+    Attributes:
+        uploads: Held by each upload that is being checked and stored.
+    """
 
     settings: ServiceSettings
     redis: Redis
@@ -43,6 +50,7 @@ class Services:
     storage: Storage
     queue: Queue
     keyring: Keyring
+    uploads: asyncio.Semaphore
 
 
 @contextmanager
@@ -62,6 +70,7 @@ def open_services(settings: ServiceSettings) -> Iterator[Services]:
             storage=Storage(settings.storage_url),
             queue=Queue(celery, redis),
             keyring=Keyring.load(settings.api_keys_file),
+            uploads=asyncio.Semaphore(_UPLOADS_AT_ONCE),
         )
 
 

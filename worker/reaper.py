@@ -18,6 +18,8 @@ from service.contract.store import Store
 from worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
+# A request or more to the storage each: lost jobs must not wait until thousands are done with.
+_TIDIED_AT_ONCE = 100
 _QUEUES: dict[JobStatus, QueueName] = {
     JobStatus.VALIDATING_FILES: VALIDATE,
     JobStatus.QUEUED: TRAIN,
@@ -39,10 +41,10 @@ class Reaper:
         """Repair once; where Redis or the storage is away, the next sweep does."""
         try:
             unheld = self.store.unheld()
-            for job in unheld:
-                if job.status is JobStatus.RUNNING:
-                    self._requeue(job)
-            self._resend([job for job in unheld if job.status in _QUEUES])
+            for job_id, status in unheld.items():
+                if status is JobStatus.RUNNING:
+                    self._requeue(self.store.get(job_id))
+            self._resend([job_id for job_id, status in unheld.items() if status in _QUEUES])
             self.files.remove_expired(self.storage.delete)
             self._remove_abandoned_folders()
             self._tidy_up_after_ended_jobs()
@@ -68,21 +70,22 @@ class Reaper:
         event = Event(level="error", message=message, data={"code": error.code})
         self.store.transition(job.id, JobStatus.FAILED, event, error=error)
 
-    def _resend(self, jobs: list[JobRecord]) -> None:
+    def _resend(self, job_ids: list[str]) -> None:
         """Send a message for each job that has been without one for the grace period."""
         sent = self.queue.waiting(VALIDATE) | self.queue.waiting(TRAIN)
-        unsent = {job.id: job for job in jobs if job.id not in sent}
         now = time.monotonic()
-        since = {job_id: self._unsent.get(job_id, now) for job_id in unsent}
+        since = {id_: self._unsent.get(id_, now) for id_ in job_ids if id_ not in sent}
         self._unsent.clear()
         for job_id, start in since.items():
             if now - start < self.settings.resend_grace_s:
                 self._unsent[job_id] = start
             else:
-                self._send_again(unsent[job_id])
+                self._send_again(self.store.get(job_id))
 
     def _send_again(self, job: JobRecord) -> None:
         """Send a job's message; a validation that never ends well has its tries counted here."""
+        if job.status not in _QUEUES:
+            return  # it was taken, or has ended, since we looked
         validating = job.status is JobStatus.VALIDATING_FILES
         if validating and job.token >= self.settings.max_attempts:
             try:
@@ -106,7 +109,7 @@ class Reaper:
         A job is done with when there is nothing left to remove, and not before: whoever removes
         may die meanwhile, or another reaper be at the same.
         """
-        for job_id in self.store.untidy():
+        for job_id in self.store.untidy()[:_TIDIED_AT_ONCE]:
             if paths := self._of_no_more_use(job_id):
                 for path in paths:
                     self.storage.delete(path)

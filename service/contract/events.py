@@ -62,9 +62,9 @@ class Events:
         """The metrics, oldest first, thinned evenly to at most `resolution`; the newest stays."""
         with available():
             entries = self._redis.xrange(keys.events(job_id))
-        points = [_stored(i, fields) for i, fields in entries if fields["type"] == "metrics"]
+        points = [entry for entry in entries if entry[1]["type"] == "metrics"]
         stride = max(1, -(-len(points) // resolution))
-        return points[::-1][::stride][::-1]
+        return [_stored(*entry) for entry in points[::-1][::stride][::-1]]
 
     def thin(self, job_id: str) -> None:
         """Where there are more metrics than the cap, drop a quarter; the newest quarter stays.

@@ -125,7 +125,12 @@ class Files:
             record: The file.
             check: Raises where a job needs it; called again where a job came in between.
         """
-        remove(self._redis, lambda pipe: self._erase(pipe, record.org, record.id), check)
+        remove(
+            self._redis,
+            lambda pipe: self._erase(pipe, record.org, record.id),
+            keys.users(record.id),
+            check=check,
+        )
 
     def remove_expired(self, delete: Callable[[str], None]) -> None:
         """Forget some of the files past their expiry, each after `delete` got its storage path.

@@ -7,12 +7,15 @@
     jobs:active              SET     ids of jobs that have not ended: what the reaper looks at
     jobs:untidy              SET     ids of jobs that have ended, but may have left training state
     jobs:waiting             ZSET    ids of queued jobs, scored by when they were queued, in ms
+    users:{id}               SET     ids of jobs that have not ended and name this file or model
     org:{org}:jobs           ZSET    ids of an organization's jobs, in order of creation
+    org:{org}:comparisons    ZSET    those of its jobs that are comparisons, in order of creation
     file:{id}                STRING  a FileRecord as JSON; expires with the file
     org:{org}:files          ZSET    ids of an organization's files, in order of creation
     files:expiring           ZSET    "{id} {org}" of each file that expires, scored by when, in s
     model:{id}               STRING  a ModelRecord as JSON
     org:{org}:models         ZSET    ids of an organization's models, scored by creation, in s
+    adapters:{id}            SET     ids of the adapters that stand on this model
     worker:{name}            STRING  a LiveWorker as JSON; expires when the worker is silent
     workers:live             ZSET    names of workers, scored by when they count as gone, in ms
     dedupe:{org}:{key}       STRING  the job that a create with this key or body made; expires
@@ -51,8 +54,18 @@ def checkpoints(job_id: str) -> str:
     return f"checkpoints:{job_id}"
 
 
+def users(id_: str) -> str:
+    """SET of the unfinished jobs that need a file or a model."""
+    return f"users:{id_}"
+
+
+def adapters(model_id: str) -> str:
+    """SET of the adapters on a model."""
+    return f"adapters:{model_id}"
+
+
 def org_index(org: str, kind: str) -> str:
-    """ZSET of an organization's objects of one kind: jobs, files or models."""
+    """ZSET of an organization's objects of one kind: jobs, comparisons, files or models."""
     return f"org:{org}:{kind}"
 
 

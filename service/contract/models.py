@@ -109,6 +109,8 @@ class Models:
         """Queue the record on a pipeline, so that it appears with the change that names it."""
         pipe.set(keys.model(record.id), record.model_dump_json())
         pipe.zadd(keys.org_index(record.org, "models"), {record.id: record.created_at})
+        if record.kind == "lora":
+            pipe.sadd(keys.adapters(record.base), record.id)
 
     def get(self, org: str, model_id: str) -> ModelRecord:
         """A model of `org`.
@@ -134,21 +136,25 @@ class Models:
             ]
         return [ModelRecord.model_validate_json(raw) for raw in raws if raw]
 
-    def adapters(self, org: str) -> list[ModelRecord]:
-        """The models of `org` that are nothing without their base, newest first."""
-        return [model for model in self.all(org) if model.kind == "lora"]
+    def adapters(self, model_id: str) -> list[str]:
+        """Ids of the adapters that are nothing without a model."""
+        with available():
+            return sorted(self._redis.smembers(keys.adapters(model_id)))
 
     def remove(self, record: ModelRecord, check: Callable[[], None] | None = None) -> None:
         """Forget a model; its folder is the caller's to delete afterwards.
 
         Args:
             record: The model.
-            check: Raises where a job needs it; called again where a job came in between.
+            check: Raises where a job or an adapter needs it; called again where one came in
+                between.
         """
-        remove(self._redis, lambda pipe: self.erase(pipe, record.org, record.id), check)
+        needs = keys.users(record.id), keys.adapters(record.id)
+        remove(self._redis, lambda pipe: self.erase(pipe, record), *needs, check=check)
 
     @staticmethod
-    def erase(pipe: Pipe, org: str, model_id: str) -> None:
+    def erase(pipe: Pipe, record: ModelRecord) -> None:
         """Queue the removal of a record on a pipeline."""
-        pipe.delete(keys.model(model_id))
-        pipe.zrem(keys.org_index(org, "models"), model_id)
+        pipe.delete(keys.model(record.id))
+        pipe.zrem(keys.org_index(record.org, "models"), record.id)
+        pipe.srem(keys.adapters(record.base), record.id)

@@ -1,9 +1,9 @@
 """Read the job records: what the service answers from, and what the reaper looks at."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from redis import Redis
 
@@ -12,7 +12,7 @@ from service.contract.commands import Pipe, typed
 from service.contract.connection import available
 from service.contract.errors import NotFound
 from service.contract.index import Page
-from service.contract.job import Checkpoint, JobRecord
+from service.contract.job import Checkpoint, JobRecord, JobStatus
 
 PREFIX = "ftjob-"
 
@@ -96,41 +96,38 @@ class Records:
         after: str | None,
         limit: int,
         metadata: dict[str, str],
-        only_comparisons: bool = False,
+        kind: Literal["jobs", "comparisons"] = "jobs",
     ) -> Page[JobRecord]:
         """Jobs of `org`, newest first, behind the cursor `after`, with all of `metadata`.
+
+        Comparisons are jobs too.
 
         Raises:
             InvalidRequest: The cursor is not a job's id.
         """
 
         def load(ids: list[str]) -> list[JobRecord]:
-            records = self._many(ids)
-            return [
-                job
-                for job in records
-                if metadata.items() <= job.spec.metadata.items()
-                and (job.spec.comparison is not None or not only_comparisons)
-            ]
+            return self._many(self._with(metadata, ids) if metadata else ids)
 
         index.check_cursor(after, PREFIX)
-        return index.page(self._redis, keys.org_index(org, "jobs"), load, after=after, limit=limit)
+        return index.page(self._redis, keys.org_index(org, kind), load, after=after, limit=limit)
 
-    def active(self) -> list[JobRecord]:
-        """Every job that has not ended, in order of creation."""
+    def active(self) -> list[str]:
+        """Ids of the jobs that have not ended, in order of creation."""
         with available():
-            ids: list[str] = sorted(self._redis.smembers(keys.ACTIVE))
-        return [job for batch in index.batches(ids) for job in self._many(batch)]
+            return sorted(self._redis.smembers(keys.ACTIVE))
 
-    def unheld(self) -> list[JobRecord]:
-        """Every job that has not ended and that no attempt holds, in order of creation."""
-        jobs = self.active()
+    def unheld(self) -> dict[str, JobStatus]:
+        """The status of every job that has not ended and that no attempt holds, by its id.
 
-        def ask(pipe: Pipe) -> None:
-            for job in jobs:
-                pipe.exists(keys.lease(job.id))
-
-        return [job for job, held in zip(jobs, self._ask(ask), strict=True) if not held]
+        Not their records: of thousands that wait, a reaper has need of few.
+        """
+        return {
+            job_id: JobStatus(json.loads(status))
+            for batch in index.batches(self.active())
+            for job_id, status, held in self._held(batch)
+            if not held
+        }
 
     def untidy(self) -> list[str]:
         """Ids of jobs that have ended and may have left training state in the storage."""
@@ -143,14 +140,13 @@ class Records:
         Who deletes a file or a model asks this first: with the file's id, or with the model's and
         that of the job that made it, which may still need its checkpoint.
         """
-        wanted = {*ids}
-        return [
-            job
-            for job in self.active()
-            if not wanted.isdisjoint(
-                (job.id, job.spec.model, job.spec.training_file, job.spec.validation_file)
-            )
-        ]
+
+        def ask(pipe: Pipe) -> None:
+            for id_ in ids:
+                pipe.smembers(keys.users(id_))
+
+        found = set(ids).union(*self._ask(ask))
+        return [job for job in self._many(sorted(found)) if not job.terminal]
 
     def queue_position(self, job_id: str) -> int | None:
         """1 for the next job that a worker will take, None for a job that is not queued."""
@@ -175,6 +171,30 @@ class Records:
         with available():
             raws = self._redis.zrevrange(keys.checkpoints(job_id), 0, -1)
         return [Checkpoint.model_validate_json(raw) for raw in raws]
+
+    def _held(self, ids: list[str]) -> Iterator[tuple[str, str, int]]:
+        """Each job with its status, as it is stored, and whether an attempt holds it."""
+
+        def ask(pipe: Pipe) -> None:
+            for job_id in ids:
+                pipe.hget(keys.job(job_id), "status")
+                pipe.exists(keys.lease(job_id))
+
+        answers = self._ask(ask)
+        return zip(ids, answers[::2], answers[1::2], strict=True)
+
+    def _with(self, metadata: dict[str, str], ids: list[str]) -> list[str]:
+        """Those jobs that have all of `metadata`; most have not: their records stay unread."""
+
+        def ask(pipe: Pipe) -> None:
+            for job_id in ids:
+                pipe.hget(keys.job(job_id), "spec")
+
+        return [
+            job_id
+            for job_id, spec in zip(ids, self._ask(ask), strict=True)
+            if metadata.items() <= json.loads(spec)["metadata"].items()
+        ]
 
     def _many(self, ids: list[str]) -> list[JobRecord]:
         """The records of several jobs."""

@@ -1,21 +1,28 @@
-"""Remove a record that jobs may need, unless one does: nobody comes in between."""
+"""Remove a record that jobs may need, unless one does: nobody comes in between.
+
+Who needs it is kept in a set of its own, so that this costs the same however many jobs there are,
+and only one on this very record is in the way.
+"""
 
 from collections.abc import Callable
 
-from service.contract import keys
 from service.contract.commands import Client, Pipe
 from service.contract.connection import transaction
 
 
 def remove(
-    redis: Client, erase: Callable[[Pipe], None], check: Callable[[], None] | None = None
+    redis: Client,
+    erase: Callable[[Pipe], None],
+    *needs: str,
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Erase in one step, after `check`.
 
     Args:
         redis: The client.
         erase: Queues the removal on a pipeline.
-        check: Raises where a job needs the record; called again where a job came in between.
+        needs: Keys of the sets of who needs the record.
+        check: Raises where somebody does; called again where one of the sets changed meanwhile.
 
     Raises:
         Unavailable: Redis does not answer.
@@ -27,4 +34,4 @@ def remove(
         pipe.multi()
         erase(pipe)
 
-    transaction(redis, write, keys.ACTIVE)
+    transaction(redis, write, *needs)

@@ -151,6 +151,11 @@ class JobSpec(Options):
     metadata: dict[str, str] = {}
     comparison: ComparisonOptions | None = None
 
+    @property
+    def files(self) -> list[str]:
+        """Ids of the files that the job needs."""
+        return [each for each in (self.training_file, self.validation_file) if each is not None]
+
 
 class ResolvedOptions(Options):
     """The values that the trainer uses, every "auto" resolved; echoed on the job.

@@ -37,7 +37,6 @@ class Store(Records):
     def __init__(self, redis: Redis, *, lease_s: float) -> None:
         super().__init__(redis)
         self._lease_ms = int(lease_s * 1000)
-        self._models = Models(redis)
 
     # Creating
 
@@ -67,6 +66,7 @@ class Store(Records):
             The record that now stands, and whether this call made it.
         """
         key, slot = keys.job(record.id), keys.dedupe(record.org, dedupe_key or record.id)
+        spec = record.spec
 
         def write(pipe: Pipe) -> JobRecord:
             # Of this id, where an earlier try went through and its answer was lost.
@@ -79,15 +79,18 @@ class Store(Records):
             pipe.multi()
             pipe.hset(key, mapping=encode(record.model_dump(mode="json")))
             index.add(pipe, keys.org_index(record.org, "jobs"), record.id)
+            if spec.comparison is not None:
+                index.add(pipe, keys.org_index(record.org, "comparisons"), record.id)
             pipe.sadd(keys.ACTIVE, record.id)
+            for needed in (spec.model, *spec.files):
+                pipe.sadd(keys.users(needed), record.id)
             tally.created(pipe, record)
             event_stream.append(pipe, record.id, event)
             if dedupe_s:
                 pipe.set(slot, record.id, ex=dedupe_s)
             return record
 
-        spec = record.spec
-        files = [keys.file(each) for each in (spec.training_file, spec.validation_file) if each]
+        files = map(keys.file, spec.files)
         stands = transaction(self._redis, write, key, slot, keys.model(spec.model), *files)
         return stands, stands.id == record.id
 
@@ -191,8 +194,7 @@ class Store(Records):
             known = [Checkpoint.model_validate_json(raw) for raw in pipe.zrange(checkpoints, 0, -1)]
             others = [old for old in known if old.step != checkpoint.step]
             newest = max(0, len(others) - keep + 1)
-            needed = self._needed_models(record.org) if newest else set()
-            spared = [old for old in others[:newest] if old.model in needed]
+            spared = [old for old in others[:newest] if _is_needed(pipe, old.model)]
             kept = [*spared, *others[newest:], checkpoint]
             paths = {each.path for each in kept}
             dropped = [old for old in known if old.path not in paths]
@@ -200,17 +202,12 @@ class Store(Records):
             pipe.delete(checkpoints)
             pipe.zadd(checkpoints, {each.model_dump_json(): each.step for each in kept})
             for old in dropped:
-                Models.erase(pipe, record.org, old.model)
+                Models.erase(pipe, model.model_copy(update={"id": old.model}))
             Models.write(pipe, model)
             self._write(pipe, record, ({}, event))
             return dropped
 
-        return transaction(self._redis, write, key, checkpoints, keys.ACTIVE)
-
-    def _needed_models(self, org: str) -> set[str]:
-        """Ids of the models that unfinished jobs train on, or adapters stand on."""
-        bases = {adapter.base for adapter in self._models.adapters(org)}
-        return {job.spec.model for job in self.active()} | bases
+        return transaction(self._redis, write, key, checkpoints)
 
     # Moving along the edges
 
@@ -310,7 +307,16 @@ def _move(pipe: Pipe, record: JobRecord) -> None:
         pipe.zrem(keys.WAITING, record.id)
     if record.terminal:
         pipe.srem(keys.ACTIVE, record.id)
+        for needed in (record.spec.model, *record.spec.files):
+            pipe.srem(keys.users(needed), record.id)
         pipe.sadd(keys.UNTIDY, record.id)
+
+
+def _is_needed(pipe: Pipe, model_id: str) -> bool:
+    """Whether an unfinished job trains on a model, or an adapter stands on it; watched from now."""
+    needs = keys.users(model_id), keys.adapters(model_id)
+    pipe.watch(*needs)
+    return pipe.exists(*needs) > 0
 
 
 def _read(pipe: Pipe, job_id: str | None) -> JobRecord | None:

@@ -67,7 +67,7 @@ def list_comparisons(
     org: Organization, services: ServicesDep, after: str | None = None, limit: Limit = 20
 ) -> Listing[Job]:
     """Comparisons, newest first; the list of jobs has them too."""
-    page = services.store.page(org, after=after, limit=limit, metadata={}, only_comparisons=True)
+    page = services.store.page(org, after=after, limit=limit, metadata={}, kind="comparisons")
     return Listing.of(jobs.views(services, page.items), has_more=page.has_more)
 
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Form, Query, UploadFile
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
+from starlette.concurrency import run_in_threadpool
 
 from service import artefacts
 from service.contract.spec import Purpose
@@ -66,7 +67,7 @@ class FileCreate(BaseModel):
 
 
 @router.post("", responses={200: {"links": links("file_id", *_OF_FILE)}})
-def upload_file(
+async def upload_file(
     form: Annotated[FileCreate, Form(media_type="multipart/form-data")],
     org: Organization,
     services: ServicesDep,
@@ -77,7 +78,11 @@ def upload_file(
     100 faults with line, path and message, and `error.fault_count` says how many there are.
     """
     name = form.file.filename or "upload.jsonl"
-    return File.of(artefacts.upload(services, org, form.file.file, name, form.seconds))
+    async with services.uploads:
+        record = await run_in_threadpool(
+            artefacts.upload, services, org, form.file.file, name, form.seconds
+        )
+    return File.of(record)
 
 
 @router.get("")

@@ -220,6 +220,16 @@ def test_events_of_a_job_that_is_looked_at_again_are_newest_first(
         expect(shown).to_have_text(history)
 
 
+def test_the_history_of_a_long_job_begins_with_its_beginning(
+    page: Page, server: Server, job: SceneJob
+) -> None:
+    job.train([1] * 1000)
+    job.succeed()
+    page.goto(f"{server.url}/#{job.id}")
+    expect(page.locator("#events > li").first).to_contain_text("The job succeeded")
+    expect(page.locator("#events > li").last).to_contain_text("Created fine-tuning job")
+
+
 def test_a_failed_job_says_why(page: Page, server: Server, job: SceneJob) -> None:
     job.train(range(1, 4))
     job.fail("out_of_memory", "2.5 GiB asked, 1.1 GiB free.")

@@ -8,7 +8,7 @@ import pytest
 from service.contract import keys
 from service.contract.errors import NotFound
 from service.contract.job import Event, JobStatus
-from service.contract.queue import TRAIN, VALIDATE
+from service.contract.queue import TRAIN, VALIDATE, Queue
 from tests.worker.support import ORG, Deployment, until
 from worker.reaper import Reaper
 
@@ -87,6 +87,37 @@ def test_a_job_with_a_message_gets_no_second_one(deployment: Deployment, reaper:
         reaper.sweep()
         time.sleep(0.15)
     assert deployment.redis.llen(TRAIN) == 1
+
+
+def test_a_sweep_reads_no_record_of_a_job_that_waits_its_turn(
+    deployment: Deployment, reaper: Reaper
+) -> None:
+    def read() -> int:
+        return int(
+            deployment.redis.info("commandstats").get("cmdstat_hgetall", {"calls": 0})["calls"]
+        )
+
+    for _ in range(5):
+        deployment.queue.send(deployment.create(), TRAIN)
+    before = read()
+    reaper.sweep()
+    assert read() == before
+
+
+def test_a_job_that_is_taken_during_a_sweep_gets_no_message(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, reaper = deployment.supervisor(resend_grace_s=0.0)
+    job_id = deployment.create()
+
+    def waiting(_: Queue, queue: str) -> set[str]:
+        deployment.store.claim(job_id, "busy", JobStatus.QUEUED)
+        return set()
+
+    monkeypatch.setattr(Queue, "waiting", waiting)
+    reaper.sweep()
+    assert deployment.status(job_id) == "running"
+    assert deployment.redis.llen(TRAIN) == 0
 
 
 def test_the_grace_begins_anew_where_a_message_was_there_in_between(
@@ -249,6 +280,19 @@ def test_a_checkpoint_that_an_ended_job_did_not_get_to_record_goes(stored: Deplo
     stored.supervisor()[1].sweep()
     assert not stored.storage.exists(leftover)
     assert len(states(stored, job_id)) == 2
+
+
+def test_a_sweep_tidies_up_after_a_part_of_many_ended_jobs(
+    deployment: Deployment, reaper: Reaper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.reaper._TIDIED_AT_ONCE", 2)
+    for _ in range(3):
+        deployment.store.request_cancel(deployment.create())
+    left = []
+    for _ in range(2):
+        reaper.sweep()
+        left.append(len(deployment.store.untidy()))
+    assert left == [1, 0]
 
 
 def test_a_storage_that_is_away_is_tidied_up_later(deployment: Deployment, reaper: Reaper) -> None:

@@ -4,8 +4,7 @@ const KEY = "headroom-api-key";
 const TIMEOUT_MS = 10_000;
 const CONTENT_TIMEOUT_MS = 600_000;
 const REMEMBERED = 32;
-const FIRST_EVENTS = 1000;
-const NEXT_EVENTS = 100;
+const EVENTS = 1000; // as many as the API gives at once
 
 /** The server refused, or did not answer: `status` is 0 then. */
 export class ApiError extends Error {
@@ -63,14 +62,13 @@ export class Api {
     return this.#get(`${jobPath(id)}/metrics?resolution=${resolution}`);
   }
 
-  /** The events after the one with id `last`, oldest first; the newest page where it is null. */
+  /** The events after the one with id `last`, oldest first; all of them where it is null. */
   async eventsSince(id, last) {
-    const path = `${jobPath(id)}/events`;
-    // A copy, since the body is kept for answers of 304.
-    if (last === null) return [...(await this.#get(`${path}?limit=${FIRST_EVENTS}`)).body.data].reverse();
+    const path = `${jobPath(id)}/events?limit=${EVENTS}&order=asc`;
     const found = [];
     for (;;) {
-      const { body } = await this.#get(`${path}?limit=${NEXT_EVENTS}&order=asc&after=${found.at(-1)?.id ?? last}`);
+      const after = found.at(-1)?.id ?? last;
+      const { body } = await this.#get(after === null ? path : `${path}&after=${after}`);
       found.push(...body.data);
       if (!body.has_more) return found;
     }

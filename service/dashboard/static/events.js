@@ -3,7 +3,7 @@
 import { clock, date } from "./format.js";
 import { arrange, el } from "./dom.js";
 
-const MAX_KEPT = 2000;
+const MAX_METRICS = 2000;
 const MAX_FAULTS = 20;
 const LEVELS = { warn: "Warning", error: "Error" };
 
@@ -30,7 +30,7 @@ export class EventLog {
   /** Add events, oldest first. */
   add(events) {
     const added = events.map((event) => ({ id: event.id, type: event.type, element: line(event) }));
-    this.#events = [...this.#events, ...added].slice(-MAX_KEPT);
+    this.#events = withoutOldMetrics([...this.#events, ...added]);
     if (events.length) this.#show();
   }
 
@@ -43,6 +43,12 @@ export class EventLog {
     const shown = this.#events.filter((event) => this.#metrics || event.type !== "metrics");
     arrange(this.#root, shown.map((event) => event.element).reverse());
   }
+}
+
+/** All messages, and the newest of the metrics: a long job has thousands of these. */
+function withoutOldMetrics(events) {
+  let surplus = events.filter((event) => event.type === "metrics").length - MAX_METRICS;
+  return events.filter((event) => event.type !== "metrics" || surplus-- <= 0);
 }
 
 function line(event) {

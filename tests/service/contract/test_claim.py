@@ -5,9 +5,9 @@ import time
 import pytest
 from redis import Redis
 
-from service.contract import keys
+from service.contract import keys, rules
 from service.contract.errors import Conflict, LostClaim
-from service.contract.job import JobStatus
+from service.contract.job import JobRecord, JobStatus
 from service.contract.models import Models
 from service.contract.store import Claim, Store
 from tests.service.contract.support import (
@@ -78,9 +78,9 @@ def test_a_lease_runs_out_in_real_time(hasty: Store) -> None:
     with pytest.raises(Conflict) as caught:
         hasty.transition(claim.job_id, JobStatus.QUEUED, EVENT)
     assert caught.value.code == "job_held"
-    assert hasty.unheld() == []
+    assert hasty.unheld() == {}
     time.sleep(0.4)
-    assert [job.id for job in hasty.unheld()] == [claim.job_id]
+    assert hasty.unheld() == {claim.job_id: JobStatus.RUNNING}
     assert hasty.transition(claim.job_id, JobStatus.QUEUED, EVENT).status is JobStatus.QUEUED
 
 
@@ -183,6 +183,21 @@ def test_a_checkpoint_that_others_need_outlives_its_turn(store: Store, redis: Re
     models.remove(adapter)
     dropped = store.add_checkpoint(claim, *checkpoint(claim, 10), keep=1)
     assert [old.step for old in dropped] == [2, 4, 8]
+
+
+def test_a_checkpoint_does_not_wait_until_no_more_jobs_come(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, held, looks = running(store), rules.held, []
+    store.add_checkpoint(claim, *checkpoint(claim, 2), keep=1)
+
+    def held_while_another_comes(record: JobRecord | None, claim: Claim) -> JobRecord:
+        looks.append(create(store))
+        return held(record, claim)
+
+    monkeypatch.setattr(rules, "held", held_while_another_comes)
+    assert [old.step for old in store.add_checkpoint(claim, *checkpoint(claim, 4), keep=1)] == [2]
+    assert len(looks) == 1
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(store: Store, redis: Redis) -> None:

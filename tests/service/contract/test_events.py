@@ -2,6 +2,7 @@
 
 import json
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from redis import Redis
@@ -183,3 +184,17 @@ def test_metrics_are_thinned_evenly_and_end_with_the_newest(redis: Redis, events
     assert [point.data["step"] for point in events.metrics(JOB, 1)] == [49]
     assert len(events.metrics(JOB, 30)) == 25
     assert events.metrics("ftjob-2", 10) == []
+
+
+def test_of_a_long_curve_only_the_points_that_are_wanted_are_decoded(
+    redis: Redis, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(redis, *map(metric, range(50)))
+    decoded = []
+
+    def loads(raw: str) -> object:
+        decoded.append(raw)
+        return json.loads(raw)
+
+    monkeypatch.setattr("service.contract.events.json", SimpleNamespace(loads=loads))
+    assert len(events.metrics(JOB, 10)) == len(decoded) == 10

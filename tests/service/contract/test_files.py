@@ -8,7 +8,8 @@ from redis import Redis
 from service.contract import keys
 from service.contract.errors import InvalidRequest, NotFound
 from service.contract.files import FileRecord, Files
-from tests.service.contract.support import ORG, file_record
+from service.contract.store import Store
+from tests.service.contract.support import ORG, create, file_record
 
 
 @pytest.fixture
@@ -93,6 +94,15 @@ def test_a_cursor_that_is_no_file_is_refused(files: Files, cursor: str) -> None:
 def test_a_removed_file_leaves_nothing(files: Files, redis: Redis) -> None:
     files.remove(add(files, expires_at=int(time.time()) + 60))
     assert redis.keys() == []
+
+
+def test_a_file_is_removed_although_jobs_on_others_keep_coming(files: Files, store: Store) -> None:
+    record, looks = file_record(), []
+    files.add(record)
+    files.remove(record, lambda: looks.append(create(store)))
+    assert len(looks) == 1
+    with pytest.raises(NotFound):
+        files.get(ORG, record.id)
 
 
 def test_a_file_expires_by_itself_and_then_for_good(files: Files, redis: Redis) -> None:

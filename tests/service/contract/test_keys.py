@@ -10,8 +10,18 @@ from service.contract.device import Device
 from service.contract.files import Files
 from service.contract.fleet import Fleet, LiveWorker
 from service.contract.job import JobStatus
+from service.contract.models import Models
+from service.contract.spec import ComparisonOptions
 from service.contract.store import Store
-from tests.service.contract.support import EVENT, checkpoint, file_record, queued, record, running
+from tests.service.contract.support import (
+    EVENT,
+    checkpoint,
+    file_record,
+    model_record,
+    queued,
+    record,
+    running,
+)
 from tests.support.measured import LEDGER, RESOLVED, SCORED
 
 
@@ -25,13 +35,14 @@ def table() -> dict[str, str]:
 
 def test_the_table_is_complete_and_true(store: Store, redis: Redis) -> None:
     store.create(record(), dedupe_key="k", dedupe_s=60, event=EVENT)
-    queued(store)
+    queued(store, comparison=ComparisonOptions())
     claim = running(store)
     store.add_checkpoint(claim, *checkpoint(claim, 1), keep=1)
     ended = running(store)
     store.update(ended, resolved=RESOLVED, estimate=SCORED, memory=LEDGER)
     store.transition(ended.job_id, JobStatus.SUCCEEDED, EVENT, token=ended.token)
     Files(redis).add(file_record(expires_at=int(time.time()) + 60))
+    Models(redis).add(model_record("ft:adapter", kind="lora"))
     device = Device(kind="cpu", name="cpu", total_bytes=1)
     Fleet(redis).announce(LiveWorker(name="one", device=device), ttl_s=60)
 

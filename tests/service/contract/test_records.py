@@ -6,6 +6,7 @@ from redis import Redis
 from service.contract import index, records
 from service.contract.errors import InvalidRequest, NotFound
 from service.contract.job import JobStatus, new_id
+from service.contract.spec import ComparisonOptions
 from service.contract.store import Store
 from tests.service.contract.support import EVENT, ORG, create, lose, queued, running, take
 
@@ -68,6 +69,28 @@ def test_a_page_does_not_read_the_whole_index(store: Store, redis: Redis) -> Non
     before = commands(redis)
     store.page(ORG, after=None, limit=2, metadata={})
     assert commands(redis) - before < 10
+
+
+def test_a_page_of_comparisons_does_not_look_at_other_jobs(store: Store, redis: Redis) -> None:
+    wanted = create(store, comparison=ComparisonOptions())
+    for _ in range(20):
+        create(store)
+    before = commands(redis)
+    page = store.page(ORG, after=None, limit=2, metadata={}, kind="comparisons")
+    assert [job.id for job in page.items] == [wanted]
+    assert commands(redis) - before < 5
+
+
+def test_a_filter_reads_no_record_that_it_leaves_out(store: Store, redis: Redis) -> None:
+    def read() -> int:
+        return int(redis.info("commandstats").get("cmdstat_hgetall", {"calls": 0})["calls"])
+
+    wanted = create(store, metadata={"a": "b"})
+    for _ in range(20):
+        create(store)
+    before = read()
+    assert walk(store, 5, a="b") == [[wanted]]
+    assert read() - before == 1
 
 
 def test_a_filter_reads_on_in_portions(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,8 +163,8 @@ def test_the_reaper_sees_what_nobody_holds(store: Store, redis: Redis) -> None:
     ended = create(store)
     store.request_cancel(ended)
     lose(redis, lost)
-    assert {job.id for job in store.unheld()} == {waiting, lost.job_id}
-    assert {job.id for job in store.active()} == {waiting, lost.job_id, held.job_id}
+    assert store.unheld() == {waiting: JobStatus.QUEUED, lost.job_id: JobStatus.RUNNING}
+    assert store.active() == sorted([waiting, lost.job_id, held.job_id])
 
 
 def test_many_unfinished_jobs_cost_few_round_trips(store: Store, redis: Redis) -> None:
@@ -160,6 +183,20 @@ def test_who_uses_a_file_or_a_model(store: Store) -> None:
         assert [job.id for job in store.users(used)] == [one]
     assert [job.id for job in store.users("file-x", "file-b")] == [one]
     assert store.users("file-x", "base-2", ended) == []
+
+
+def test_who_uses_a_file_costs_the_same_however_many_jobs_there_are(
+    store: Store, redis: Redis
+) -> None:
+    def cost() -> int:
+        before = redis.info("stats")["total_commands_processed"]
+        assert store.users("file-a") == []
+        return int(redis.info("stats")["total_commands_processed"]) - before
+
+    alone = cost()
+    for _ in range(30):
+        queued(store)
+    assert cost() == alone
 
 
 def test_a_missing_hash_is_no_record() -> None:

@@ -120,7 +120,7 @@ def test_an_ended_job_is_nobodys_business(store: Store, redis: Redis, end: JobSt
 
 def test_indexes_follow_the_status(store: Store, redis: Redis) -> None:
     job_id = create(store)
-    assert [job.id for job in store.active()] == [job_id]
+    assert store.active() == [job_id]
     assert store.queue_position(job_id) is None
     store.transition(job_id, JobStatus.QUEUED, EVENT)
     assert store.queue_position(job_id) == 1
@@ -229,7 +229,7 @@ def test_the_same_request_within_the_window_makes_one_job(store: Store, events: 
     again, made_again = store.create(record(), dedupe_key="k", dedupe_s=60, event=EVENT)
     assert (made, made_again) == (True, False)
     assert again == first
-    assert [job.id for job in store.active()] == [first.id]
+    assert store.active() == [first.id]
     assert len(events.since(first.id, after=None, limit=10).items) == 1
 
 

@@ -1,3 +1,4 @@
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from service.contract import keys
 from service.contract.files import FileRecord, Files
 from service.contract.storage import Storage
 from service.contract.store import Store
+from service.datasets import Dataset
 from service.settings import ServiceSettings
 from tests.service.contract.support import file_record
 from tests.service.support import CHAT, JOBS, error_of, jsonl, send, start, submit, upload
@@ -320,3 +322,28 @@ def test_a_line_of_200_mb_is_refused_in_bounded_memory(
     assert error["faults"][0]["line"] == 1
     assert "over the limit" in error["faults"][0]["message"]
     assert grown < 32 * 2**20
+
+
+def test_uploads_that_are_checked_leave_threads_for_polls(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = [], threading.Event()
+
+    def check(_: object) -> Dataset:
+        begun.append(threading.get_ident())
+        assert go_on.wait(60)
+        return Dataset("chat", 1, 1)
+
+    monkeypatch.setattr("service.datasets.check", check)
+    with ThreadPoolExecutor(60) as senders:
+        uploads = [senders.submit(send, http, CHAT) for _ in range(60)]
+        try:
+            deadline = time.monotonic() + 20
+            while len(begun) < 4 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            time.sleep(0.5)  # for a fifth, which would be one too many
+            assert len(begun) == 4
+            assert http.get(JOBS, timeout=10).status_code == 200
+        finally:
+            go_on.set()
+    assert {upload.result().status_code for upload in uploads} == {200}
