@@ -17,7 +17,7 @@ endif
 
 .PHONY: help setup demo test lint clean
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
+	@awk -F ':.*## +' '/^[a-z]+:.*##/ {printf "%-7s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## create .venv with everything installed
 

@@ -5,6 +5,7 @@ from typing import Self
 
 from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from service.client import Job
@@ -61,7 +62,7 @@ class JobView:
         self._bar = Progress(
             TextColumn("[bold]{task.description:<16}"),
             BarColumn(bar_width=28),
-            _Facts(),
+            _Facts(table_column=Column(no_wrap=True)),  # in a narrow terminal the bar gives way
             console=console,
             disable=not console.is_terminal,
         )

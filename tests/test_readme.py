@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import click
@@ -138,6 +139,14 @@ def test_the_make_targets_exist() -> None:
     targets = {arguments[0] for arguments in commands("make")}
     assert targets >= {"demo", "test"}
     assert targets <= set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+
+
+def test_the_help_of_make_is_a_line_a_target() -> None:
+    """What is said of a target may have colons."""
+    told = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for line in (ROOT / "Makefile").read_text().splitlines():
+        if target := re.match(r"([a-z]+):.*## +(.*)", line):
+            assert f"{target[1]:<7}{target[2]}" in told.stdout.splitlines()
 
 
 def test_the_file_map_is_the_tree() -> None:

@@ -227,3 +227,19 @@ def test_a_terminal_gets_a_bar_below_the_events_and_none_is_left() -> None:
         assert "━" in screen.getvalue()
     _, _, left = screen.getvalue().rpartition("\x1b[2K")  # what follows the last cleared line
     assert "training" not in left
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_where_a_job_stands_is_one_line(width: int) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, width=width, force_terminal=True, color_system=None)
+    progress = Progress(
+        phase="training", step=28, total_steps=197, train_loss=6.8, tokens_per_s=2801, eta_s=446
+    )
+    with JobView(console) as view:
+        view.show(Update(_job(progress=progress), []))
+        until(lambda: "step 28/197" in screen.getvalue(), what="the bar to be drawn")
+    drawn = re.split(r"[\r\n]|\x1b\[2K", screen.getvalue())
+    (line, *_) = [part for part in drawn if "step 28/197" in part]
+    assert line.rstrip().endswith("loss 6.800  2,801 tokens/s  7:26 left")
+    assert "━" in line
