@@ -1,7 +1,8 @@
 """The options of the loss: which implementation computes it, and how exact its backward is."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from numbers import Real
+from typing import Literal, SupportsIndex, get_args
 
 ImplementationName = Literal["auto", "reference", "blocked", "triton"]
 Preset = Literal["default", "exact"]
@@ -20,6 +21,12 @@ REPLACEMENTS = {
     "torch_compile": "LossConfig(implementation='blocked')",
 }
 """What callers of cut_cross_entropy ask for by `impl=`, and our words for it."""
+
+
+def check_kind(name: str, value: object, kind: type, words: str) -> None:
+    """Raise TypeError unless `value` is of a kind, which `words` name."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {words}; got {value!r}")
 
 
 def choice_error(name: str, got: object, allowed: tuple[str, ...]) -> ValueError:
@@ -72,6 +79,9 @@ class LossConfig:
                 f"preset='exact' filters nothing, but filter_eps is {self.filter_eps}: "
                 "pass preset='default' with it, or no filter_eps"
             )
+        check_kind("deterministic", self.deterministic, bool, "True or False")
+        if self.scratch_bytes is not None:  # under torch.compile perhaps a symbol, which is no int
+            check_kind("scratch_bytes", self.scratch_bytes, SupportsIndex, "an int or None")
         if self.scratch_bytes is not None and self.scratch_bytes < 1:
             raise ValueError(f"scratch_bytes must be positive or None; got {self.scratch_bytes}")
 
@@ -87,6 +97,6 @@ def check_filter_eps(value: FilterEps) -> None:
     """Raise ValueError unless `value` is a threshold."""
     if value is None or value == "auto":
         return
-    if not isinstance(value, int | float) or not 0 <= value < 1:
+    if not isinstance(value, Real) or not 0 <= value < 1:
         theirs = " (cut_cross_entropy's name: pass 'auto' instead)" if str(value) == "high" else ""
         raise ValueError(f"filter_eps must be 'auto', None or in [0, 1); got {value!r}{theirs}")

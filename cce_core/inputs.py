@@ -143,9 +143,10 @@ def _check_dtypes(
     if not e.is_floating_point() or e.dtype.itemsize < 2:
         raise TypeError(f"e must have a floating-point dtype of 16 bits or more; got {e.dtype}")
     if e.dtype != c.dtype:
+        casts = torch.float64 not in (e.dtype, c.dtype)
         raise TypeError(
             f"e and c must have one dtype; got {e.dtype} and {c.dtype}: "
-            "convert one of them, or call under torch.autocast"
+            f"convert one of them{', or call under torch.autocast' if casts else ''}"
         )
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise TypeError(f"targets must have an integer dtype; got {targets.dtype}")

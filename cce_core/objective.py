@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 import torch
 
-from cce_core.config import choice_error
+from cce_core.config import check_kind, choice_error
 from cce_core.problem import Head, RowStats
 
 IGNORE_INDEX = -100
@@ -44,11 +44,11 @@ class Objective:
         if self.reduction not in get_args(Reduction):
             raise choice_error("reduction", self.reduction, get_args(Reduction))
         for name in ("ignore_index", "shift"):
-            _check_kind(name, getattr(self, name), Integral, "an int")
+            check_kind(name, getattr(self, name), Integral, "an int")
         for name in ("logit_scale", "label_smoothing", "z_loss"):
-            _check_kind(name, getattr(self, name), Real, "a number")
+            check_kind(name, getattr(self, name), Real, "a number")
         if self.softcap is not None:
-            _check_kind("softcap", self.softcap, Real, "a number or None")
+            check_kind("softcap", self.softcap, Real, "a number or None")
         if self.softcap is not None and not (0 < self.softcap < math.inf):
             raise ValueError(f"softcap must be positive or None; got {self.softcap}")
         if not 0 < abs(self.logit_scale) < math.inf:
@@ -66,11 +66,6 @@ class Objective:
         return Head(self.softcap, self.logit_scale)
 
 
-def _check_kind(name: str, value: object, kind: type, words: str) -> None:
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} must be {words}; got {value!r}")
-
-
 def check_num_items(num_items: object, reduction: Reduction) -> None:
     """Check the denominator that a caller gives, without waiting for its value.
 
@@ -85,7 +80,7 @@ def check_num_items(num_items: object, reduction: Reduction) -> None:
             f"num_items is what reduction='mean' divides by; got reduction={reduction!r}"
         )
     if not isinstance(num_items, torch.Tensor):
-        _check_kind("num_items", num_items, Integral, "an int or a tensor of one number")
+        check_kind("num_items", num_items, Integral, "an int or a tensor of one number")
     elif num_items.numel() != 1:
         raise ValueError(f"num_items must be one number; got shape {tuple(num_items.shape)}")
 

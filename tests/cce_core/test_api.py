@@ -280,8 +280,9 @@ def call(**changes):
         (
             {"c": torch.zeros(9, 4).half()},
             TypeError,
-            "one dtype; got torch.float32 and torch.float16",
+            "one dtype; got torch.float32 and torch.float16: .* call under torch.autocast$",
         ),
+        ({"c": torch.zeros(9, 4).double()}, TypeError, "torch.float64: convert one of them$"),
         ({"targets": torch.zeros(2, 3)}, TypeError, "targets must have an integer dtype; got"),
         ({"c": torch.zeros(9, 5)}, ValueError, r"got \(2, 3, 4\) and \(9, 5\)"),
         ({"c": torch.zeros(0, 4)}, ValueError, r"at least one row and column; got \(0, 4\)"),

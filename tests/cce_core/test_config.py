@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 
+import numpy as np
 import pytest
 
 from cce_core import LinearCrossEntropy, LossConfig
@@ -52,3 +53,21 @@ def test_a_member_of_cut_cross_entropys_enum_is_answered_too() -> None:
 def test_errors(options, message) -> None:
     with pytest.raises(ValueError, match=message):
         LossConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scratch_bytes": 64e6}, "scratch_bytes must be an int or None; got 64000000.0"),
+        ({"scratch_bytes": "1"}, "scratch_bytes must be an int or None; got '1'"),
+        ({"deterministic": "no"}, "deterministic must be True or False; got 'no'"),
+    ],
+)
+def test_a_wrong_kind_is_told_by_its_name(options, message) -> None:
+    """They reached torch, which answered with the schema of an operator."""
+    with pytest.raises(TypeError, match=message):
+        LossConfig(**options)
+
+
+def test_a_threshold_may_be_any_real_number() -> None:
+    assert LossConfig(filter_eps=np.float32(0.25)).eps == 0.25
