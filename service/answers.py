@@ -4,7 +4,6 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel
 
-from service.contract.models import ModelFile
 from service.datasets import Fault
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -29,12 +28,6 @@ class StoredFile(Named):
     filename: str
     sha256: str
     expires_at: int | None
-
-
-class TunedModel(Named):
-    """A fine-tuned model."""
-
-    files: list[ModelFile]
 
 
 class ErrorBody(BaseModel):

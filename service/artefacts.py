@@ -86,12 +86,7 @@ def delete_model(services: Services, org: str, model_id: str) -> None:
         NotFound: No such model, or another organization's.
         Conflict: A job that has not ended needs it, or an adapter, which is nothing without it.
     """
-    if services.base_models.source(model_id) is not None:
-        raise InvalidRequest(
-            f"{model_id} is a base model; only fine-tuned models can be deleted.",
-            code="model_not_deletable",
-            param="model",
-        )
+    _check_no_base(services, model_id, "deleted", code="model_not_deletable")
     record = services.models.get(org, model_id)
 
     def check() -> None:
@@ -100,6 +95,17 @@ def delete_model(services: Services, org: str, model_id: str) -> None:
 
     services.models.remove(record, check)
     services.storage.delete(record.path)
+
+
+def downloadable_model(services: Services, org: str, model_id: str) -> ModelRecord:
+    """A fine-tuned model, whose files are here.
+
+    Raises:
+        InvalidRequest: It is a base model.
+        NotFound: No such model, or another organization's.
+    """
+    _check_no_base(services, model_id, "downloaded", code="model_not_downloadable")
+    return services.models.get(org, model_id)
 
 
 def stream_file(services: Services, record: FileRecord) -> Iterator[bytes]:
@@ -141,6 +147,15 @@ def _checked_size(stream: IO[bytes], limit: int) -> int:
     if size > limit:
         raise TooLarge(f"The file has {size:,} bytes; the limit is {limit:,}.", param="file")
     return size
+
+
+def _check_no_base(services: Services, model_id: str, what: str, *, code: str) -> None:
+    if services.base_models.source(model_id) is not None:
+        raise InvalidRequest(
+            f"{model_id} is a base model; only fine-tuned models can be {what}.",
+            code=code,
+            param="model",
+        )
 
 
 def _check_unused(services: Services, kind: str, name: str, *ids: str) -> None:

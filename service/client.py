@@ -16,7 +16,7 @@ from uuid import uuid4
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from service.answers import Answer, Envelope, ErrorBody, Named, Page, StoredFile, TunedModel
+from service.answers import Answer, Envelope, ErrorBody, Named, Page, StoredFile
 from service.contract.job import TERMINAL, JobError, JobStatus, Progress, StoredEvent
 from service.contract.memory import MemoryLedger, StepPhases
 from service.contract.models import ModelFile
@@ -168,14 +168,14 @@ class Client:
 
     def download(self, model: str, folder: Path) -> list[ModelFile]:
         """Download the files of a fine-tuned model into `folder`; what they are."""
-        path = f"models/{_part(model)}"
-        files = self._get(TunedModel, path).files
+        path = f"models/{_part(model)}/files"
+        files = self._get(Page[ModelFile], path).data
         for file in files:
             target = folder / file.name
             if not target.resolve().is_relative_to(folder.resolve()):
                 raise ApiError(f"The server names a file outside the folder: {file.name}.")
             target.parent.mkdir(parents=True, exist_ok=True)
-            self._save(f"{path}/files/{quote(file.name)}", target)
+            self._save(f"{path}/{quote(file.name)}", target)
         return files
 
     def save_file(self, file_id: str, folder: Path) -> Path:

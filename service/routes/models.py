@@ -30,7 +30,7 @@ def list_models(org: Organization, services: ServicesDep) -> Listing[Model]:
 @router.get("/{model_id:path}/files")
 def list_model_files(model_id: str, org: Organization, services: ServicesDep) -> ModelFiles:
     """Extension: the files of a fine-tuned model, to be downloaded by name."""
-    return ModelFiles(data=services.models.get(org, model_id).files)
+    return ModelFiles(data=artefacts.downloadable_model(services, org, model_id).files)
 
 
 @router.get(
@@ -40,7 +40,7 @@ def get_model_file(
     model_id: str, name: str, org: Organization, services: ServicesDep
 ) -> StreamingResponse:
     """Extension: one file of a fine-tuned model; safetensors, tokenizer, config."""
-    record = services.models.get(org, model_id)
+    record = artefacts.downloadable_model(services, org, model_id)
     size, stream = artefacts.stream_model_file(services, record, name)
     file_name = quote(name.rpartition("/")[2], safe="")
     headers = {

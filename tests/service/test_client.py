@@ -99,6 +99,11 @@ def test_a_model_is_downloaded_with_its_folders(
     assert (tmp_path / "model" / "config.json").read_bytes() == b"{}"
 
 
+def test_a_base_model_is_not_downloaded_as_no_files(api: Client, tmp_path: Path) -> None:
+    with pytest.raises(ApiError, match="tiny is a base model; only fine-tuned models can be down"):
+        api.download(TINY, tmp_path / "model")
+
+
 @pytest.mark.parametrize("name", ["../outside.json", "/outside.json", "a/../../outside.json"])
 def test_no_file_is_written_outside_the_folder(
     api: Client, models: Models, storage: Storage, tmp_path: Path, name: str

@@ -61,7 +61,9 @@ def test_only_what_the_record_names_is_served(http: httpx.Client, tuned: str, na
 def test_base_models_are_not_for_download_or_deletion(
     http: httpx.Client, client: openai.OpenAI
 ) -> None:
-    assert http.get(f"/v1/models/{TINY}/files").status_code == 404
+    for path in ("files", "files/config.json"):
+        answer = http.get(f"/v1/models/{TINY}/{path}")
+        assert (answer.status_code, error_of(answer)["code"]) == (400, "model_not_downloadable")
     with pytest.raises(openai.BadRequestError) as error:
         client.models.delete(TINY)
     assert error.value.code == "model_not_deletable"
