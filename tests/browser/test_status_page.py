@@ -382,3 +382,18 @@ def test_nothing_is_wider_than_the_window(
         page.get_by_role("link", name="All jobs").click()
         expect(page.locator("#job-list")).to_be_visible()
         expect(page.locator("#job")).to_be_hidden()
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_suffix_that_tells_jobs_apart_is_not_cut_off(
+    page: Page, server: Server, store: Store, width: int
+) -> None:
+    """Beside the status there was room for the model's name alone, of a demo's job too."""
+    SceneJob(store, model="python-docs-base", suffix="a-suffix-that-says-what-is-new")
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(server.url)
+    name = page.locator("#job-list .row-name")
+    expect(name).to_be_visible()
+    assert name.evaluate("name => name.scrollWidth <= name.clientWidth")
+    row = page.locator("#job-list a")
+    assert row.evaluate("row => row.scrollWidth <= row.clientWidth")
