@@ -10,7 +10,7 @@ Loc = Sequence[int | str]
 _SHOWN_CHARS = 60
 _SHOWN_TYPES = (str, int, float, bool, type(None))
 # Errors whose reason tells what was got, or of nothing that could be shown.
-_TELLING = {"missing", "extra_forbidden", "value_error", "too_short", "too_long"}
+_TELLING = {"missing", "extra_forbidden", "value_error", "too_short", "too_long", "json_invalid"}
 # No field has a longer name; that of an unknown one may be as long as the value.
 _SHOWN_NAME_CHARS = 128
 _EXPECTED = "Input should be "
@@ -109,7 +109,8 @@ def _has_deeper(place: tuple[int | str, ...], others: dict[tuple[int | str, ...]
 
 def _reason(error: ErrorDetails) -> str:
     if error["type"] == "json_invalid":
-        return f"It is not JSON: {error['ctx']['error']}"
+        where = "".join(f" at character {int(place) + 1}" for place in error["loc"])
+        return f"It is not JSON: {error['ctx']['error']}{where}"
     if error["type"] in {"model_attributes_type", "missing"} and not error["loc"]:
         return _NO_BODY
     return _REASONS.get(error["type"]) or error["msg"].removeprefix("Value error, ").rstrip(".")

@@ -83,6 +83,14 @@ def test_more_faults_than_fit_are_counted(http: httpx.Client) -> None:
     assert error["message"].endswith("; and 12 more.")
 
 
+def test_a_body_that_is_not_json_is_told_by_where_it_breaks(http: httpx.Client) -> None:
+    """It was said that an object was got, where none could be read."""
+    answer = http.post(JOBS, content='{"model": x}', headers={"Content-Type": "application/json"})
+    error = error_of(answer)
+    assert (error["code"], error["param"]) == ("invalid_json", None)
+    assert error["message"] == "It is not JSON: Expecting value at character 11."
+
+
 @pytest.fixture
 def broken() -> TestClient:
     """An application with defects."""
