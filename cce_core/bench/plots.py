@@ -188,9 +188,10 @@ def main() -> None:
     )
     parser.add_argument("results", type=Path, help="rows of the shapes")
     parser.add_argument("sweep", type=Path, nargs="?", help="rows of the sweep")
-    parser.add_argument("--out", type=Path, required=True, help="an existing folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
     arguments = parser.parse_args()
     rows = report.read(arguments.results)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     for make in (memory, speed):
         save(make, rows, arguments.out / f"{make.__name__}.svg")
     if any(row["preset"].startswith("eps=") for row in rows):

@@ -40,6 +40,7 @@ from worker.training.session import Session
 from worker.training.timing import StepClock
 
 T = TypeVar("T")
+_MODEL = "gemma-2-2b"
 _CELL_STEPS = 6
 
 
@@ -64,15 +65,19 @@ class Conditions:
 def main(arguments: list[str]) -> int:
     """Measure, write the rows, and print the tables."""
     options = _parser().parse_args(arguments)
+    device = pick_device("auto")
+    if device.type == "cpu" and options.model is None:
+        sys.stderr.write("without a GPU, --model must be named, for example tiny-gemma\n")
+        return 2
     conditions = Conditions(
-        options.model,
+        options.model or _MODEL,
         options.sequences,
         options.seq_length,
         options.steps,
         options.job_steps,
         options.commit,
     )
-    rows, overhead = measure(conditions, pick_device("auto"))
+    rows, overhead = measure(conditions, device)
     if options.json is not None:
         report.write(asdict(conditions), rows, overhead, options.json)
     sys.stdout.write(f"{report.tables(rows, overhead)}\n")
@@ -195,8 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         choices=SHAPES,
-        default="gemma-2-2b",
-        help="size to build, with random weights (default: %(default)s)",
+        help=f"size to build, with random weights (default on a GPU: {_MODEL})",
     )
     parser.add_argument(
         "--sequences", type=int, default=4, help="of a batch (default: %(default)s)"

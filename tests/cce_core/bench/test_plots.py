@@ -56,3 +56,10 @@ def test_a_scaling_curve_leaves_out_what_differs_in_another_size(tmp_path) -> No
     curves = {axes.get_xlabel(): axes.lines[0].get_xdata() for axes in drawing.axes[:3]}
     assert list(curves["N"]) == [1024, 2048, 4096]
     assert list(curves["V"]) == [8, 16]
+
+
+def test_the_folder_of_the_pictures_is_made(tmp_path, monkeypatch) -> None:
+    out = tmp_path / "new" / "plots"
+    monkeypatch.setattr("sys.argv", ["plots", str(RESULTS / "h200.json"), "--out", str(out)])
+    plots.main()
+    assert {path.name for path in out.iterdir()} == {"memory.svg", "speed.svg", "frontier.svg"}

@@ -30,6 +30,12 @@ def by_loss(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["loss"]: row for row in found["rows"]}
 
 
+def test_without_a_gpu_the_model_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """The default is Gemma 2 2B, which took all of a CPU and its memory without a word."""
+    assert bench.main([]) == 2
+    assert "--model" in capsys.readouterr().err
+
+
 def test_each_loss_is_a_row_and_each_bar_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
