@@ -34,7 +34,7 @@ def load_tokenizer(spec: RunSpec) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(spec.model_source, trust_remote_code=False)
     except (ImportError, OSError, ValueError) as error:
-        raise JobFailure("model_unavailable", f"No tokenizer: {error}", param="model") from error
+        raise _unavailable("tokenizer", spec, error) from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     if set(tokenizer.get_vocab()) <= added:  # as transformers makes one up where no files are
@@ -45,6 +45,12 @@ def load_tokenizer(spec: RunSpec) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _unavailable(what: str, spec: RunSpec, error: Exception) -> JobFailure:
+    """What cannot be loaded of which model, where the reason alone may name a web site."""
+    message = f"No {what} of {spec.job.model} can be loaded: {error}"
+    return JobFailure("model_unavailable", message, param="model")
 
 
 def load_config(spec: RunSpec) -> Any:
@@ -60,7 +66,7 @@ def load_config(spec: RunSpec) -> Any:
     except ValueError as error:
         raise JobFailure("unsupported_model", str(error), param="model") from error
     except OSError as error:
-        raise JobFailure("model_unavailable", str(error), param="model") from error
+        raise _unavailable("config", spec, error) from error
     for part in (config, config.get_text_config()):
         # Nobody reads them, but they would be held until the backward. And what outputs attentions
         # is saved by transformers only where its attention is eager.
@@ -129,7 +135,7 @@ def _whole_model(spec: RunSpec, config: Any, dtype: torch.dtype) -> Any:
     except ValueError as error:
         raise JobFailure("unsupported_model", str(error), param="model") from error
     except (OSError, SafetensorError) as error:
-        raise JobFailure("model_unavailable", str(error), param="model") from error
+        raise _unavailable("weights", spec, error) from error
     model, found = loaded
     absent = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
     if absent:
