@@ -115,7 +115,9 @@ def compare(
         for file_id in job.result_files:
             client.save_file(file_id, output)
     now = _read(output / JSON_NAME)
+    console.print()
     console.print(tables(now), soft_wrap=True)
+    console.print()
     console.print(Text(f"Report: {output / HTML_NAME}"), soft_wrap=True)
     if before is not None:
         raise SystemExit(judge(console, before, now))

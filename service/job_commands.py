@@ -62,7 +62,9 @@ def _watch(console: Console, client: Client, job: Job) -> int:
     """Show the job until it ends, and what it measured; the exit code."""
     job = followed(console, client, job)
     if job.memory is not None:
+        console.print()
         console.print(ledger_table(job.memory, job.phases), soft_wrap=True)
+        console.print()
     console.print(outcome(job), soft_wrap=True)
     return 0 if job.status is JobStatus.SUCCEEDED else 1
 
