@@ -18,7 +18,7 @@ TITLES = {
     "qwen-2.5-7b": "Qwen 2.5 7B",
     "mistral-nemo": "Mistral NeMo",
     "phi-3.5": "Phi 3.5",
-    "python-100m": "Python 100M, trained here",
+    "python-100m": "Python 100M",
 }
 ROWS = 8192
 
