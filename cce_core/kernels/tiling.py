@@ -87,7 +87,7 @@ TINY = Tilings(
     scatter=Tiling(32, 32, 16, 1, 4, 1, flatten=False),
     tail=Tiling(32, 16, 16, 1, 4, 1, flatten=False),
     block=32,
-    chunk=16,
+    chunk=32,
 )
 
 
