@@ -25,6 +25,7 @@ from service.estimate_schemas import Estimate
 
 _TIMEOUT_S = 60.0
 _AWAY_S = 60.0
+_START_S = 5.0
 _RETRY_S = 1.0
 _EVENTS_PAGE = 100
 _TRANSIENT = frozenset({502, 503, 504})
@@ -90,6 +91,7 @@ class Client:
             self._http = httpx.Client(base_url=base, headers=headers, timeout=_TIMEOUT_S)
         except httpx.InvalidURL as error:
             raise ApiError(f"The server's URL is {url}: {error}.") from error
+        self._met = False
 
     def __enter__(self) -> Self:
         return self
@@ -206,19 +208,23 @@ class Client:
             aside.unlink(missing_ok=True)
 
     def _get(self, kind: type[Answer], path: str, **query: str | int) -> Answer:
-        """GET, patient with a server that restarts: asking again changes nothing."""
-        deadline = time.monotonic() + _AWAY_S
+        """GET, patient with a server that restarts: asking again changes nothing.
+
+        One that has never answered is starting, or else the URL is wrong.
+        """
+        began = time.monotonic()
         while True:
             try:
                 return self._send(kind, "GET", path, params=query)
             except Away:
-                if time.monotonic() > deadline:
+                if time.monotonic() > began + (_AWAY_S if self._met else _START_S):
                     raise
                 time.sleep(_RETRY_S)
 
     def _send(self, kind: type[Answer], method: str, path: str, **content: Any) -> Answer:
         with self._answered():
             response = self._http.request(method, path, **content)
+        self._met = True
         _check(response)
         try:
             return kind.model_validate_json(response.content)

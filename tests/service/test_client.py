@@ -230,10 +230,11 @@ def test_an_id_is_one_part_of_the_path_whatever_it_is(api: Client, job_id: str) 
 
 
 def test_a_server_that_restarts_is_waited_for(service_settings: ServiceSettings) -> None:
-    with serve(service_settings) as url, Client(url) as api:
+    with serve(service_settings) as url:
+        api = Client(url)
         assert api.models() == [TINY]
     port = int(url.rpartition(":")[2])
-    with ThreadPoolExecutor() as pool, Client(url) as api:
+    with ThreadPoolExecutor() as pool, api:
         answer = pool.submit(api.models)
         with pytest.raises(TimeoutError):
             answer.result(timeout=0.5)
@@ -264,10 +265,22 @@ def test_a_url_without_a_protocol_is_refused_at_once() -> None:
 @pytest.mark.usefixtures("hasty")
 def test_a_server_that_stays_away_is_given_up(service_settings: ServiceSettings) -> None:
     with serve(service_settings) as url:
-        pass
-    with Client(url) as api, pytest.raises(ApiError, match=f"No answer from {url}/v1/") as error:
+        api = Client(url)
+        assert api.models() == [TINY]
+    with api, pytest.raises(ApiError, match=f"No answer from {url}/v1/") as error:
         api.models()
     assert error.value.code is None
+
+
+def test_a_server_that_never_answered_is_not_waited_for_a_minute(
+    service_settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_START_S", 0.3)
+    with serve(service_settings) as url:
+        pass
+    with Client(url) as api, ThreadPoolExecutor() as pool:
+        failure = pool.submit(api.models).exception(timeout=20)
+    assert isinstance(failure, ApiError)
 
 
 def test_a_request_that_changes_something_is_not_repeated(
