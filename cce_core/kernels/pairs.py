@@ -55,7 +55,7 @@ def put(listed, big, dz, row, first, found_ptr, entry_col_ptr, entry_dz_ptr, exa
 
 @triton.jit
 def round_end(first, blocks, D, span):
-    """Where a round ends that begins at block `first`, its pool being dC from there on.
+    """Where a round ends that begins at block `first`; its pool is dC from that end on.
 
     Half of the `blocks` that are left, or less where the room is short: a block of dC holds D
     slots, and one of the round lists up to `span` - D. The host walks the rounds by the same rule.
