@@ -10,7 +10,8 @@ filtered.py                      the filtered backward, of these steps:
   tail.py      mean_field.py       what stands for the others
   judge.py                         whether that will do
   dense.py                         the blocks that most rows keep
-  pairs.py     rounds.py           the kept pairs
+  pairs.py     rounds.py           the kept pairs: dC, and lists of entries
+  entries.py                       dE of these lists
 filtering.py                     what the steps have in common
 primitives.py  tiling.py         launch.py      what all kernels share
 loss.py        the whole: serves, forward, backward

@@ -14,10 +14,11 @@ import triton
 
 from cce_core import observe
 from cce_core.kernels.dense import hot_gradients, lower_bits
+from cce_core.kernels.entries import row_gradient_kernel
 from cce_core.kernels.filtering import Job
 from cce_core.kernels.launch import describe
 from cce_core.kernels.mean_field import block_means, thin_product, weigh_tail
-from cce_core.kernels.pairs import pairs_kernel, row_gradient_kernel
+from cce_core.kernels.pairs import pairs_kernel
 from cce_core.kernels.rounds import Layout, Rounds
 from cce_core.kernels.selection import Plan, plan_pairs, standing_bytes
 from cce_core.kernels.slices import BYTES_PER_ROW

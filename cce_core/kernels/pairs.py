@@ -1,16 +1,13 @@
-"""The kept pairs' share of the gradients: their logits again, dC by block, dE by row.
+"""The kept pairs' logits again, and from them dC by block and the lists of entries for dE.
 
 In one cooperative launch, round by round, with a barrier of the whole grid after each step,
     dz[i, v] of a kept pair goes to the round's pool in bf16, for dC
     entries whose share passes a smaller threshold, and labels, go to the row's list, for dE
     what a kept pair leaves unlisted, or finds no slot, joins the row's tail mass of that block
 and then
-    dC[b] = sum over b's kept rows of dz^T E + weight (x) G[b], written once.
-At last, in a launch of its own,
-    dE[i] = sum over i's list of dz C[v] + tail, added once to what the hot blocks gave.
-Neither uses atomics on gradients. A hot block's dC is written elsewhere. The order of a row's list,
-so the last bits of dE, may vary between runs. N rows, V vocabulary, D width, blocks b of BLOCK
-columns, chunks of PAIRS rows.
+    dC[b] = sum over b's kept rows of dz^T E + weight (x) G[b], written once, without atomics.
+A hot block's dC is written elsewhere. The order of a row's list may vary between runs. N rows,
+V vocabulary, D width, blocks b of BLOCK columns, chunks of PAIRS rows.
 """
 
 # ruff: noqa: N803, D103, SIM102 - Triton's language: constants are upper case,
@@ -26,7 +23,6 @@ from cce_core.kernels.primitives import (
     dot,
     grid_barrier,
     halves,
-    merged,
     window,
 )
 
@@ -362,57 +358,3 @@ def pairs_kernel(
             arrivals += PROGRAMS
             grid_barrier(arrived_ptr, arrivals, ASYNC)
         first = last
-
-
-@triton.jit
-def row_gradient_kernel(
-    c_ptr,  # (V, D)
-    tail_ptr,  # (rows of this part, D): the tail's share
-    found_ptr,
-    entry_col_ptr,
-    entry_dz_ptr,
-    index_ptr,
-    rows_ptr,
-    exact_ptr,
-    unit_ptr,
-    heat_ptr,  # () int32: how many blocks are hot
-    bits_ptr,  # (N, D) int8, the lower bits of the hot blocks' share where SPLIT
-    de_ptr,  # (N, D), the hot blocks' share in; its bits where SPLIT
-    first,  # the part's first row
-    D,
-    K,
-    BIG,
-    c_stride,
-    SPLIT: tl.constexpr,
-    BATCH: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    row = first + tl.program_id(0)
-    if (row < tl.load(rows_ptr)) & (tl.load(exact_ptr) == 0):
-        col = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-        inside = col < D
-        acc = tl.zeros((BATCH, BLOCK_D), dtype=tl.float32)
-        for kind in range(2):
-            room = BIG if kind == 1 else K - BIG
-            count = tl.minimum(tl.load(found_ptr + row * 2 + kind), room)
-            begin = row.to(tl.int64) * K + kind * (K - BIG)
-            for start in range(0, count, BATCH):
-                entry = start + tl.arange(0, BATCH)
-                known = entry < count
-                v = tl.load(entry_col_ptr + begin + entry, mask=known, other=0).to(tl.int64)
-                dz = tl.load(entry_dz_ptr + begin + entry, mask=known, other=0.0).to(tl.float32)
-                live = known[:, None] & inside[None, :]
-                c = tl.load(c_ptr + (v * c_stride)[:, None] + col[None, :], mask=live, other=0.0)
-                acc += dz[:, None] * c.to(tl.float32)
-        here = tl.program_id(0).to(tl.int64) * D + col
-        tail = tl.load(tail_ptr + here, mask=inside, other=0.0).to(tl.float32)
-        total = (tl.sum(acc, 0) + tail) * tl.load(unit_ptr)
-        target = tl.load(index_ptr + row).to(tl.int64) * D + col
-        given = inside & (tl.load(heat_ptr) > 0)
-        held = tl.load(de_ptr + target, mask=given, other=0)
-        if SPLIT:
-            lower = tl.load(bits_ptr + row.to(tl.int64) * D + col, mask=given, other=0)
-            total = (total + merged(held, lower)).to(tl.bfloat16).to(tl.int16, bitcast=True)
-        else:
-            total = (total + held.to(tl.float32)).to(de_ptr.dtype.element_ty)
-        tl.store(de_ptr + target, total, mask=inside)

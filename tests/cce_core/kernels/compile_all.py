@@ -15,6 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from cce_core.kernels import (
+    entries,
     exact,
     finish,
     forward,
@@ -100,7 +101,7 @@ def configurations(tiles: tiling.Tilings):
     for split in (False, True):
         special = {"de_ptr": "*i16", "bits_ptr": "*i8"} if split else {"bits_ptr": "*bf16"}
         constants = {"SPLIT": split, "BATCH": 16, "BLOCK_D": 512}
-        yield pairs.row_gradient_kernel, {}, special, constants, 4, 3
+        yield entries.row_gradient_kernel, {}, special, constants, 4, 3
     block = {"BLOCK": tiles.block, "PAIRS": tiles.pairs.block_n, "CHUNK": tiles.chunk}
     yield plan.count_kernel, {}, {}, {k: block[k] for k in ("BLOCK", "CHUNK")}, 4, 3
     yield plan.list_kernel, {}, {}, block, 4, 3
