@@ -25,6 +25,11 @@ finally:
 """
 
 
+def _heed_hang_ups() -> None:
+    """Also where the tests themselves are to outlive their terminal."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @contextmanager
 def _program(*prefix: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
@@ -33,6 +38,7 @@ def _program(*prefix: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_heed_hang_ups,
     ) as process:
         try:
             assert process.stdout is not None
