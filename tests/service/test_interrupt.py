@@ -25,9 +25,8 @@ finally:
 """
 
 
-def _heed_hang_ups() -> None:
-    """Also where the tests themselves are to outlive their terminal."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# Also where the tests themselves are to outlive their terminal.
+HEED_HANG_UPS = ("env", "--default-signal=HUP")
 
 
 @contextmanager
@@ -38,7 +37,6 @@ def _program(*prefix: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=_heed_hang_ups,
     ) as process:
         try:
             assert process.stdout is not None
@@ -52,7 +50,7 @@ def _program(*prefix: str) -> Iterator[subprocess.Popen[str]]:
 def test_the_first_signal_ends_every_block_and_the_next_do_not_disturb_it(
     first: signal.Signals,
 ) -> None:
-    with _program() as process:
+    with _program(*HEED_HANG_UPS) as process:
         process.send_signal(first)
         assert process.stdout is not None
         assert process.stdout.readline() == "ending\n"
