@@ -156,6 +156,11 @@ class JobSpec(Options):
         """Ids of the files that the job needs."""
         return [each for each in (self.training_file, self.validation_file) if each is not None]
 
+    @property
+    def needs(self) -> list[str]:
+        """Ids of the model and the files."""
+        return [self.model, *self.files]
+
 
 class ResolvedOptions(Options):
     """The values that the trainer uses, every "auto" resolved; echoed on the job.

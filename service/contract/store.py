@@ -82,7 +82,7 @@ class Store(Records):
             if spec.comparison is not None:
                 index.add(pipe, keys.org_index(record.org, "comparisons"), record.id)
             pipe.sadd(keys.ACTIVE, record.id)
-            for needed in (spec.model, *spec.files):
+            for needed in spec.needs:
                 pipe.sadd(keys.users(needed), record.id)
             tally.created(pipe, record)
             event_stream.append(pipe, record.id, event)
@@ -307,7 +307,7 @@ def _move(pipe: Pipe, record: JobRecord) -> None:
         pipe.zrem(keys.WAITING, record.id)
     if record.terminal:
         pipe.srem(keys.ACTIVE, record.id)
-        for needed in (record.spec.model, *record.spec.files):
+        for needed in record.spec.needs:
             pipe.srem(keys.users(needed), record.id)
         pipe.sadd(keys.UNTIDY, record.id)
 
